@@ -1,0 +1,215 @@
+"""Batch normalization with running estimates in place of batch statistics: step 1 of micro-batch BCN.
+
+Letters: N samples, C channels, r rate of one move, k images of a move.
+"""
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from batchless.nn.recomputation import ForwardMemory, recomputing
+
+Update = Literal["step", "forward"]
+
+
+class EstimatedBatchNorm(nn.Module):
+    """Normalize each channel by running estimates of its mean and variance, which carry no gradient.
+
+    `y = weight_c * (x - m_c) / sqrt(v_c + eps) + bias_c` with `m = running_mean`, `v = running_var`, starting at 0 and 1. A
+    move by rate r is `m <- (1-r) m + r mean(x)`, `v <- (1-r) v + r mean((x - m_old)^2)`; `r = max(1 - (1 - 1/memory)^k, 1/t)`
+    for k images and the t-th move (the second part is the warm-up).
+
+    - Inside `batchless.accumulate` with `update="step"`, a forward only reads the estimates and adds to sums; leaving the
+      block moves them once, with k the step's images over all ranks.
+    - Otherwise a training forward moves the estimates (k = `x.shape[0]`) and normalizes with the moved ones, the authors'
+      rule. A checkpoint that runs the forward again gets the same estimates and moves nothing.
+    - In evaluation mode: the same formula, nothing moves.
+
+    Args:
+        num_features: C.
+        eps: added to the variance.
+        memory: images after which an old image's weight has fallen to 1/e; the buffer `memory` may be changed in place
+            by a schedule (no recompilation) and is restored by `load_state_dict`. `math.inf` gives r = 0: a warning.
+        update: when the estimates move inside `batchless.accumulate`.
+        warmup: whether the first moves average all they have seen.
+        affine: whether `weight` and `bias` `[C]` exist.
+        device: of parameters and buffers.
+        dtype: of parameters and buffers.
+
+    Shapes: `[N, C, ..]` to the same; N may be 0.
+
+    Raises:
+        ValueError: memory below 1, eps not above 0, unknown update, or an input without C channels.
+
+    Source: arXiv 1911.09738 section 4 and the authors' EstBN (whose rate buffer is 0 as published, and so never moves).
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    moves: Tensor
+    memory: Tensor
+    step_sums: Tensor | None
+    """Inside `batchless.accumulate`: sums of x - m and (x - m)^2 per channel and the count, `[2 C + 1]`; else None."""
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        eps: float = 1e-5,
+        memory: float = 200.0,
+        update: Update = "step",
+        warmup: bool = True,
+        affine: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if not memory >= 1:
+            raise ValueError(f"memory is a number of images and must be 1 or more, got {memory}")
+        if math.isinf(memory) and not warmup:
+            warnings.warn("memory=inf gives rate 0: the estimates stay at mean 0, variance 1", stacklevel=2)
+        if update not in ("step", "forward"):
+            raise ValueError(f"update must be 'step' or 'forward', got {update!r}")
+        if not eps > 0:
+            raise ValueError(f"eps must be above 0, got {eps}")
+        self.num_features, self.eps, self.update, self.warmup = num_features, eps, update, warmup
+        self.step_sums = None
+        self._forwards = ForwardMemory()
+        self.weight = nn.Parameter(torch.ones(num_features, device=device, dtype=dtype)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(num_features, device=device, dtype=dtype)) if affine else None
+        self.register_buffer("running_mean", torch.zeros(num_features, device=device, dtype=dtype))
+        self.register_buffer("running_var", torch.ones(num_features, device=device, dtype=dtype))
+        self.register_buffer("moves", torch.zeros((), device=device, dtype=torch.long))
+        self.register_buffer("memory", torch.full((), memory, device=device, dtype=dtype))
+
+    def reset_estimates(self) -> None:
+        """Forget everything seen: mean 0, variance 1, no moves."""
+        self.running_mean.zero_()
+        self.running_var.fill_(1)
+        self.moves.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize `x` `[N, C, ..]` by the estimates."""
+        mean, var = self.statistics(x)
+        return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
+
+    def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean and variance `[C]` that this forward normalizes `x` by, moving or collecting as the class says."""
+        if x.dim() < 2 or x.shape[1] != self.num_features:
+            raise ValueError(f"expected an input [N, {self.num_features}, ..], got {tuple(x.shape)}")
+        if not self.training or x.numel() == 0:
+            return self.running_mean, self.running_var
+        again = recomputing()
+        with torch.no_grad():
+            if self.step_sums is not None:
+                if not again:
+                    self._collect(x, self.step_sums)
+                return self.running_mean, self.running_var
+            shift, square = centred_moments(x, self.running_mean)
+            if again:
+                used = self._forwards.recall(_fingerprint(shift + self.running_mean, x))
+                if used is not None:
+                    return _split_pair(used)
+            return self._move(x, shift, square)
+
+    def start_collecting(self) -> None:
+        """Let forwards add to `step_sums` and leave the estimates alone, until `step_sums` is None again."""
+        self.step_sums = self.running_mean.new_zeros(2 * self.num_features + 1, dtype=_wide(self.running_mean.dtype))
+
+    def _collect(self, x: Tensor, step_sums: Tensor) -> None:
+        shift, square = centred_moments(x, self.running_mean)
+        count = x.numel() // self.num_features
+        step_sums.add_(torch.cat([shift * count, square * count, shift.new_full((1,), count)]))
+
+    def _move(self, x: Tensor, shift: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
+        self.moves.add_(1)
+        rate = move_rate(x.shape[0], self.memory, self.moves if self.warmup else None)
+        seen = shift + self.running_mean
+        self.running_mean.copy_(self.running_mean + rate * shift)
+        self.running_var.copy_(torch.lerp(self.running_var.to(square.dtype), square, rate))
+        # Copies: the graph of this forward keeps its own values while later forwards move the buffers.
+        used = torch.cat([self.running_mean, self.running_var])
+        if not torch.compiler.is_compiling():
+            self._forwards.remember(x, fingerprint=_fingerprint(seen, x), used=used)
+        return _split_pair(used)
+
+
+def centred_moments(x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+    """Per channel, `mean(x - centre)` and `mean((x - centre)^2)` over all other dimensions, in float32 or wider.
+
+    Args:
+        x: `[N, C, ..]`, not empty.
+        centre: `[C]`. Taking squares about it, not about 0, keeps them exact where the mean is large.
+
+    >>> shift, square = centred_moments(torch.tensor([[1.0], [3.0]]), torch.tensor([1.0]))
+    >>> shift.item(), square.item()
+    (1.0, 2.0)
+    """
+    dimensions = [0, *range(2, x.dim())]
+    wide = _wide(centre.dtype)
+    deviation = x.to(wide) - centre.to(wide).view(-1, *[1] * (x.dim() - 2))
+    shift = deviation.mean(dimensions)
+    # Not square().mean(): the norm needs no second temporary of the size of x.
+    square = torch.linalg.vector_norm(deviation, dim=dimensions).square() / (x.numel() // x.shape[1])
+    return shift, square
+
+
+def move_rate(images: int | Tensor, memory: Tensor, moves: Tensor | None) -> Tensor:
+    """`r = max(1 - (1 - 1/memory)^images, 1/moves)`, the second part only where `moves` is given.
+
+    Shapes: `memory` and `moves` are alike; so is the result.
+    """
+    rate = -torch.expm1(images * torch.log1p(-1 / memory.to(_wide(memory.dtype))))
+    return rate if moves is None else torch.maximum(rate, 1 / moves.clamp_min(1).to(rate.dtype))
+
+
+def move_estimates(layers: Sequence[EstimatedBatchNorm], images: int | Tensor) -> None:
+    """Move the estimates of `layers` once by the `step_sums` they collected, as the end of an optimizer step does.
+
+    Args:
+        layers: all collecting; one that saw nothing (unused, or only empty batches) stays as it is.
+        images: k, the images of the step over all ranks; an int or a 0-d tensor.
+    """
+    if not layers:
+        return
+    # All layers as one vector: a few kernels for the whole model in place of ten per layer.
+    sizes = [layer.num_features for layer in layers]
+    sums = [layer.step_sums for layer in layers if layer.step_sums is not None]
+    assert len(sums) == len(layers), "a layer does not collect"
+    shift = torch.cat([total[:size] for total, size in zip(sums, sizes, strict=True)])
+    square = torch.cat([total[size : 2 * size] for total, size in zip(sums, sizes, strict=True)])
+    count = torch.cat([total[-1:] for total in sums])
+    for layer, layer_count in zip(layers, count.unbind(), strict=True):
+        layer.moves.add_(layer_count > 0)
+    never = torch.iinfo(torch.long).max
+    moves = torch.stack([layer.moves if layer.warmup else torch.full_like(layer.moves, never) for layer in layers])
+    rate = move_rate(images, torch.stack([layer.memory for layer in layers]), moves)
+    rate = _per_channel(torch.where(count > 0, rate, 0), sizes)
+    count = _per_channel(count.clamp_min(1), sizes)
+    mean = torch.cat([layer.running_mean for layer in layers]).to(shift.dtype) + rate * (shift / count)
+    var = torch.lerp(torch.cat([layer.running_var for layer in layers]).to(square.dtype), square / count, rate)
+    torch._foreach_copy_([layer.running_mean for layer in layers], torch.split(mean, sizes))
+    torch._foreach_copy_([layer.running_var for layer in layers], torch.split(var, sizes))
+
+
+def _per_channel(per_layer: Tensor, sizes: Sequence[int]) -> Tensor:
+    return torch.cat([value.expand(size) for value, size in zip(per_layer.unbind(), sizes, strict=True)])
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _fingerprint(mean: Tensor, x: Tensor) -> Tensor:
+    """What tells one forward's input from another's: its channel means, and its size."""
+    return torch.cat([mean, mean.new_full((1,), float(x.numel()))])
+
+
+def _split_pair(pair: Tensor) -> tuple[Tensor, Tensor]:
+    mean, var = pair.chunk(2)
+    return mean, var

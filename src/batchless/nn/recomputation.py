@@ -1,0 +1,76 @@
+"""Activation checkpointing seen from a layer whose forward changes its own state.
+
+A checkpoint runs a forward a second time during the backward pass. A layer that moves running estimates in its forward
+must then neither move them again nor use what later forwards have made of them.
+"""
+
+import weakref
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_KEPT_WITHOUT_GRAPH = 64
+"""Forwards remembered where no autograd graph bounds their lifetime (a reentrant checkpoint's first run)."""
+
+
+def recomputing() -> bool:
+    """Whether this forward runs inside a backward pass, that is, whether a checkpoint is running it again."""
+    if torch.compiler.is_compiling():
+        return False
+    return bool(torch._C._current_graph_task_id() != -1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Forward:
+    """What one forward saw and used; `eq=False` lets weak references hash it by identity."""
+
+    fingerprint: Tensor
+    used: Tensor
+
+
+class ForwardMemory:
+    """What each forward of a layer used, found again by what it saw, for as long as a backward pass may ask.
+
+    A forward's record lives as long as the autograd graph of its input. A forward without a graph (the first run of a
+    reentrant checkpoint) is kept among the last 64.
+    """
+
+    def __init__(self) -> None:
+        self._by_graph: list[weakref.ref[_Forward]] = []
+        self._without_graph: deque[_Forward] = deque(maxlen=_KEPT_WITHOUT_GRAPH)
+
+    def __reduce__(self) -> tuple[type["ForwardMemory"], tuple[()]]:
+        """Copies and pickles of a layer start with an empty memory: their graphs are not this layer's."""
+        return (ForwardMemory, ())
+
+    def remember(self, input: Tensor, *, fingerprint: Tensor, used: Tensor) -> None:
+        """Record that a forward on `input` saw `fingerprint` `[F]` and used the values `used` `[U]`."""
+        record = _Forward(fingerprint, used)
+        if input.grad_fn is None:
+            self._without_graph.append(record)
+            return
+        metadata: Any = input.grad_fn.metadata  # a dict in truth; torch annotates a method
+        metadata.setdefault("batchless_forwards", []).append(record)
+        self._by_graph = [reference for reference in self._by_graph if reference() is not None]
+        self._by_graph.append(weakref.ref(record))
+
+    def recall(self, fingerprint: Tensor) -> Tensor | None:
+        """What the forward with this fingerprint used; None if nothing is remembered.
+
+        Two forwards on bit-equal inputs cannot be told apart: the earlier one is taken. Without a match the result is NaN
+        (a forward that is not deterministic would otherwise give silently wrong gradients); no device is synchronized.
+        """
+        alive = [record for reference in self._by_graph if (record := reference()) is not None]
+        records = alive + list(self._without_graph)
+        if not records:
+            return None
+        seen = torch.stack([record.fingerprint for record in records])
+        distance = (seen - fingerprint).abs().sum(1)
+        nearest = distance.argmin()
+        used = torch.stack([record.used for record in records]).index_select(0, nearest.reshape(1)).squeeze(0)
+        # Recomputation repeats the same kernels; the tolerance is for the few that add in no fixed order.
+        matches = distance.index_select(0, nearest.reshape(1)) <= 1e-3 * (fingerprint.abs().sum() + 1e-12)
+        return torch.where(matches, used, torch.nan)

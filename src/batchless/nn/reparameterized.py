@@ -1,0 +1,126 @@
+"""What every layer with a reparameterized weight shares: where its weight comes from, and torch's forward around it.
+
+A layer computes with `W_hat = reparameterization(W)` while the optimizer, weight decay and checkpoints see the raw `W`
+under the plain layer's key `weight`. Subclassing torch's layer and calling its own convolution keeps these keys;
+`torch.nn.utils.parametrize` would rename them, and its cache cannot span two backward passes.
+"""
+
+from abc import abstractmethod
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from batchless.nn.weight_matrix import fan_in
+
+
+class Reparameterized(nn.Module):
+    """Abstract: a torch layer whose forward uses `effective_weight()` in place of `weight`.
+
+    A concrete layer is `class X(<reparameterization>, <forward below>, <torch's layer>)`; its arguments are torch's, then
+    the reparameterization's by keyword.
+    """
+
+    weight: Tensor
+    bias: Any
+    groups: int
+    transposed: bool
+    stride: tuple[int, ...]
+    shared_weight: Tensor | None
+    """`W_hat`, while `batchless.standardized` holds it for several forwards; None otherwise."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.shared_weight = None
+
+    @abstractmethod
+    def reparameterized_weight(self) -> Tensor:
+        """`W_hat`, computed from the parameters, in the shape and dtype of `weight`."""
+
+    def effective_weight(self) -> Tensor:
+        """`W_hat`: the shared one inside `batchless.standardized`, else computed now."""
+        return self.reparameterized_weight() if self.shared_weight is None else self.shared_weight
+
+    def weight_fan_in(self) -> int:
+        """Number of weights that feed one output channel."""
+        return fan_in(self.weight, transposed=self.transposed, groups=self.groups)
+
+
+class ConvForward(Reparameterized):
+    """Abstract: the forward of `torch.nn.Conv1d`, `Conv2d`, `Conv3d` with the effective weight."""
+
+    same_padding: bool
+    """Pad as TensorFlow's SAME does, from the input's size (timm's `Conv2dSame`); set by conversion only."""
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.same_padding = False
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve `input` `[N, C, ..]` (or `[C, ..]`) with the effective weight."""
+        if self.same_padding:
+            input = F.pad(input, self._same_padding(input))
+        convolve: Any = self._conv_forward
+        output: Tensor = convolve(input, self.effective_weight(), self.bias)
+        return output
+
+    def _same_padding(self, input: Tensor) -> list[int]:
+        padding: list[int] = []
+        sizes = input.shape[-len(self.kernel_size) :]
+        for size, kernel, stride, dilation in zip(sizes, self.kernel_size, self.stride, self.dilation, strict=True):
+            total = max((-(size // -stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
+            padding = [total // 2, total - total // 2, *padding]
+        return padding
+
+
+class ConvTransposeForward(Reparameterized):
+    """Abstract: the forward of `torch.nn.ConvTranspose1d`, `2d`, `3d` with the effective weight."""
+
+    stride: tuple[int, ...]
+    padding: Any
+    kernel_size: tuple[int, ...]
+    dilation: tuple[int, ...]
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """Transposed convolution of `input` `[N, C, ..]`; `output_size` as in torch."""
+        dimensions = len(self.kernel_size)
+        resolve_output_padding: Any = self._output_padding
+        output_padding = resolve_output_padding(
+            input, output_size, self.stride, self.padding, self.kernel_size, dimensions, self.dilation
+        )
+        convolve: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[dimensions - 1]
+        output: Tensor = convolve(
+            input,
+            self.effective_weight(),
+            self.bias,
+            self.stride,
+            self.padding,
+            output_padding,
+            self.groups,
+            self.dilation,
+        )
+        return output
+
+
+class LinearForward(Reparameterized):
+    """Abstract: the forward of `torch.nn.Linear` with the effective weight."""
+
+    groups = 1
+    transposed = False
+    stride = ()
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Linear map of `input` `[.., inputs]` with the effective weight."""
+        return F.linear(input, self.effective_weight(), self.bias)
+
+
+def require_fan_in(layer: Reparameterized, *, reason: str) -> None:
+    """Raise ValueError if one weight feeds each output channel, where `reason` says what centring would do to it."""
+    if layer.weight_fan_in() < 2:
+        raise ValueError(
+            f"{type(layer).__name__} with weight {tuple(layer.weight.shape)} and groups={layer.groups} has a fan-in of 1: "
+            f"{reason}. Use the plain layer here (a converter skips such layers)."
+        )

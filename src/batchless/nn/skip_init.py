@@ -1,0 +1,19 @@
+"""A learnable scalar in place of a normalization whose gain started at zero (SkipInit)."""
+
+import torch
+from torch import Tensor, nn
+
+
+class SkipInit(nn.Module):
+    """`y = gain * x` with one learnable `gain`, starting at 0: a residual branch that begins as nothing.
+
+    Source: De & Smith, arXiv 2002.10444.
+    """
+
+    def __init__(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.zeros((), device=device, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale `x`, of any shape."""
+        return x * self.gain

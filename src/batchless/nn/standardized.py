@@ -1,0 +1,67 @@
+"""Standardize every weight once for several forward and backward passes, exactly."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from batchless.nn.reparameterized import Reparameterized
+
+
+@contextmanager
+def standardized(model: nn.Module) -> Iterator[None]:
+    """Hold `W_hat` of every reparameterized layer of `model` while the block runs; pull its gradient back to W at the end.
+
+    The weights W do not change inside the block, so the Jacobian J of `W_hat(W)` is one for all its passes and
+    `sum_k J^T g_k = J^T sum_k g_k`: forward passes share one `W_hat` (a leaf tensor that collects the gradients g_k), and
+    one vector-Jacobian product on leaving adds the exact gradient to `W.grad` (and to a learnable gain's).
+
+    `batchless.accumulate` enters it for an optimizer step; enter it around an evaluation loop (there, inside
+    `torch.no_grad()`). Layers that already share a weight keep it, so blocks may nest.
+
+    An exception inside the block discards the gradients that `W_hat` collected; parameters without reparameterization
+    keep what backward passes added to theirs.
+
+    Raises:
+        ValueError: a weight was changed inside the block (an optimizer step belongs after it).
+
+    >>> from batchless.nn import WSConv2d
+    >>> layer = WSConv2d(3, 8, 3)
+    >>> with standardized(layer):
+    ...     for image in torch.randn(4, 1, 3, 8, 8):
+    ...         layer(image).square().mean().backward()
+    >>> layer.weight.grad.shape
+    torch.Size([8, 3, 3, 3])
+    """
+    layers = [
+        module for module in model.modules() if isinstance(module, Reparameterized) and module.shared_weight is None
+    ]
+    versions = [layer.weight._version for layer in layers]
+    try:
+        weights = [_share(layer) for layer in layers]
+        yield
+        for layer, weight, version in zip(layers, weights, versions, strict=True):
+            if layer.weight._version != version:
+                raise ValueError(
+                    f"the weight {tuple(layer.weight.shape)} of a {type(layer).__name__} was changed while its "
+                    "standardized form was in use: step the optimizer after the block"
+                )
+            _pull_back(layer, weight)
+    finally:
+        for layer in layers:
+            layer.shared_weight = None
+
+
+def _share(layer: Reparameterized) -> Tensor:
+    weight = layer.reparameterized_weight()
+    layer.shared_weight = weight.detach().requires_grad_(weight.requires_grad)
+    return weight
+
+
+def _pull_back(layer: Reparameterized, weight: Tensor) -> None:
+    shared = layer.shared_weight
+    assert shared is not None
+    layer.shared_weight = None  # frees W_hat and its gradient layer by layer, not all at the end
+    if shared.grad is not None:
+        torch.autograd.backward(weight, shared.grad)

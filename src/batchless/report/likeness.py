@@ -1,0 +1,79 @@
+"""What runs have in common, and every way in which they are not like for like."""
+
+import json
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from batchless.runs import Run
+
+COMPARED = ("normalizer", "images_per_forward", "seed")
+MACHINE = ("cpu", "cores", "gpu", "torch", "torch_threads", "batchless", "git_commit")
+
+
+def shared_config(runs: Sequence[Run]) -> dict[str, Any]:
+    """Return the dotted configuration keys that have one and the same value in all runs."""
+    configs = [flatten(run.config) for run in runs]
+    return {key: value for key, value in configs[0].items() if all(_same(one, configs[0], key) for one in configs)}
+
+
+def unlike(runs: Sequence[Run], *, ignore: Collection[str]) -> list[str]:
+    """Return one line per difference between the runs other than normalizer, images per forward and seed.
+
+    Looked at are the configuration (dotted keys, but for those in `ignore`), the images seen by runs that ended, and
+    the machine and versions. A seed counted twice in one cell is a line as well: it makes n larger, not the evidence.
+    """
+    ended = [run.summary for run in runs if run.summary is not None and "failed" not in run.summary]
+    configs = [flatten(run.config) for run in runs]
+    machines = [{f"the machine's {key}": run.environment.get(key) for key in MACHINE} for run in runs]
+    return [
+        *_differences([_without(config, {*COMPARED, *ignore}) for config in configs]),
+        *_differences([{"the number of images seen": summary.get("images")} for summary in ended]),
+        *_differences(machines),
+        *_repeated_seeds(runs),
+    ]
+
+
+def flatten(config: Mapping[str, Any], *, prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= flatten(value, prefix=f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _without(config: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in keys}
+
+
+def _same(one: Mapping[str, Any], other: Mapping[str, Any], key: str) -> bool:
+    return key in one and bool(one[key] == other[key])
+
+
+def _differences(values: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = []
+    for key in dict.fromkeys(key for mapping in values for key in mapping):
+        counts = Counter(_say(mapping.get(key)) for mapping in values)
+        if len(counts) > 1:
+            found = ", ".join(f"{value} ({_runs(count)})" for value, count in counts.items())
+            lines.append(f"not like for like: {key} is {found}")
+    return lines
+
+
+def _repeated_seeds(runs: Sequence[Run]) -> list[str]:
+    counts = Counter(tuple(_say(run.config.get(key)) for key in COMPARED) for run in runs)
+    return [
+        f"not independent: {name} at {size} images per forward has seed {seed} {count} times; its n and sd mislead"
+        for (name, size, seed), count in counts.items()
+        if count > 1
+    ]
+
+
+def _say(value: object) -> str:
+    if value is None:
+        return "not set"
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _runs(count: int) -> str:
+    return "1 run" if count == 1 else f"{count} runs"

@@ -1,0 +1,208 @@
+"""Runs side by side: accuracy and speed by normalizer and by images per forward, with spread, n, and what differs."""
+
+import statistics
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from batchless.runs import Run, number
+
+from .likeness import shared_config, unlike
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """The runs of one normalizer at one number of images per forward.
+
+    Attributes:
+        normalizer: its name.
+        images_per_forward: the micro-batch.
+        accuracies: test accuracy of each run that has one, 0 to 1.
+        speeds: images per second of those runs, as far as they say.
+        failures: for each run that could not be done, why.
+        unfinished: how many runs have not ended.
+    """
+
+    normalizer: str
+    images_per_forward: int
+    accuracies: tuple[float, ...]
+    speeds: tuple[float, ...]
+    failures: tuple[str, ...]
+    unfinished: int
+
+    @property
+    def n(self) -> int:
+        """How many runs the mean is over."""
+        return len(self.accuracies)
+
+    @property
+    def mean(self) -> float | None:
+        """Mean test accuracy, 0 to 1; None without one."""
+        return statistics.fmean(self.accuracies) if self.accuracies else None
+
+    @property
+    def sd(self) -> float | None:
+        """Sample standard deviation of the test accuracy; None below two runs."""
+        return statistics.stdev(self.accuracies) if self.n > 1 else None
+
+    @property
+    def speed(self) -> float | None:
+        """Mean images per second; None without one."""
+        return statistics.fmean(self.speeds) if self.speeds else None
+
+    def trouble(self) -> str:
+        """Say what did not come to an accuracy: the reasons, and how many runs of how many; empty if all did."""
+        runs = self.n + len(self.failures) + self.unfinished
+        parts = [
+            f"failed: {reason}" if runs == 1 else f"{count} of {runs} failed: {reason}"
+            for reason, count in Counter(self.failures).items()
+        ]
+        if self.unfinished:
+            parts.append("not finished" if runs == 1 else f"{self.unfinished} of {runs} not finished")
+        return "; ".join(parts)
+
+    def text(self) -> str:
+        """Return the cell as one line: `71.2 +- 0.8 (n=3)`, in percent, with any trouble after it."""
+        if self.mean is None:
+            return self.trouble()
+        spread = "" if self.sd is None else f" +- {100 * self.sd:.1f}"
+        trouble = f"; {self.trouble()}" if self.trouble() else ""
+        return f"{100 * self.mean:.1f}{spread} (n={self.n}){trouble}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Cells by normalizer (in the order first seen) and by images per forward (ascending).
+
+    Attributes:
+        normalizers: the rows.
+        sizes: the columns, images per forward.
+        cells: row by row; a combination nobody ran has none.
+        shared: the configuration all runs have in common, dotted keys.
+        warnings: one line per way in which the runs are not like for like.
+    """
+
+    normalizers: tuple[str, ...]
+    sizes: tuple[int, ...]
+    cells: tuple[Cell, ...]
+    shared: Mapping[str, Any]
+    warnings: tuple[str, ...]
+
+    def cell(self, normalizer: str, images_per_forward: int) -> Cell | None:
+        """Return the cell of a row and a column, None if nobody ran it."""
+        wanted = (normalizer, images_per_forward)
+        return next((cell for cell in self.cells if (cell.normalizer, cell.images_per_forward) == wanted), None)
+
+    def markdown(self) -> str:
+        """Return the accuracies as a Markdown table, mean +- sample standard deviation in percent, and the warnings."""
+        head = ["test accuracy, % / images per forward", *map(str, self.sizes)]
+        lines = [head, ["---", *("---:" for _ in self.sizes)]]
+        lines += [
+            [_markdown(name), *(_markdown(self._text(name, size)) for size in self.sizes)] for name in self.normalizers
+        ]
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return "\n\n".join([table, *(_markdown(warning) for warning in self.warnings)]) + "\n"
+
+    def rich(self, *, title: str = "") -> "Table":
+        """Return the accuracies as a table for the terminal, the warnings below it."""
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=Text(title) if title else None, caption_justify="left")
+        table.caption = Text("\n".join(self.warnings), style="yellow") if self.warnings else None
+        table.add_column("test accuracy, %\nimages per forward")
+        for size in self.sizes:
+            table.add_column(f"\n{size}", justify="right")
+        for name in self.normalizers:  # Text: square brackets in a name are no markup
+            table.add_row(Text(name), *(Text(self._text(name, size)) for size in self.sizes))
+        return table
+
+    def _text(self, normalizer: str, images_per_forward: int) -> str:
+        cell = self.cell(normalizer, images_per_forward)
+        return "-" if cell is None else cell.text()
+
+
+def comparison(runs: Sequence[Run], *, ignore: Collection[str] = ("out",)) -> Comparison:
+    """Group `runs` by normalizer and images per forward.
+
+    Args:
+        runs: at least one; each configuration has `normalizer`, `images_per_forward`, `seed`.
+        ignore: dotted configuration keys which may differ without a word, such as where a run was written.
+
+    Raises:
+        ValueError: no runs, or a run without those keys or with a test accuracy that is none.
+    """
+    if not runs:
+        raise ValueError("there are no runs to compare; give at least one run folder")
+    groups: dict[tuple[str, int], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((_normalizer(run), _images_per_forward(run)), []).append(run)
+    normalizers = tuple(dict.fromkeys(normalizer for normalizer, _ in groups))
+    sizes = tuple(sorted({size for _, size in groups}))
+    keys = [(name, size) for name in normalizers for size in sizes if (name, size) in groups]
+    return Comparison(
+        normalizers=normalizers,
+        sizes=sizes,
+        cells=tuple(_cell(name, size, groups[name, size]) for name, size in keys),
+        shared=shared_config(runs),
+        warnings=tuple(unlike(runs, ignore=ignore)),
+    )
+
+
+def _cell(normalizer: str, images_per_forward: int, runs: Iterable[Run]) -> Cell:
+    accuracies, speeds, failures, unfinished = [], [], [], 0
+    for run in runs:
+        if run.summary is None:
+            unfinished += 1
+        elif "failed" in run.summary:
+            failures.append(str(run.summary["failed"]))
+        elif (accuracy := _accuracy(run, run.summary)) is None:
+            failures.append(f"its test accuracy is {run.summary['test_accuracy']}")
+        else:
+            accuracies.append(accuracy)
+            speed = number(run.summary.get("images_per_second"))
+            speeds += [] if speed is None else [speed]
+    return Cell(
+        normalizer=normalizer,
+        images_per_forward=images_per_forward,
+        accuracies=tuple(accuracies),
+        speeds=tuple(speeds),
+        failures=tuple(failures),
+        unfinished=unfinished,
+    )
+
+
+def _accuracy(run: Run, summary: Mapping[str, Any]) -> float | None:
+    if "test_accuracy" not in summary:
+        raise ValueError(f"{run.path / 'summary.json'} has neither test_accuracy nor failed; was it written by a run?")
+    accuracy = number(summary["test_accuracy"])
+    if accuracy is not None and not 0 <= accuracy <= 1:
+        raise ValueError(f"{run.path / 'summary.json'}: test_accuracy is {accuracy:g}; it is a share from 0 to 1")
+    return accuracy
+
+
+def _normalizer(run: Run) -> str:
+    value = run.config.get("normalizer")
+    if not isinstance(value, str):
+        raise ValueError(f"{run.path / 'config.yaml'}: normalizer is {value!r}; its name is needed to compare the run")
+    return value
+
+
+def _images_per_forward(run: Run) -> int:
+    value = run.config.get("images_per_forward")
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(
+            f"{run.path / 'config.yaml'}: images_per_forward is {value!r}; "
+            "a whole number from 1 is needed to compare the run"
+        )
+    return value
+
+
+def _markdown(text: str) -> str:
+    for character, written in (("\\", "\\\\"), ("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("`", "\\`"), ("*", "\\*")):
+        text = text.replace(character, written)
+    return " ".join(text.split())

@@ -1,0 +1,218 @@
+"""One optimizer step over any number of micro-batches and processes, exactly as over the whole batch."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.optim import Optimizer
+
+from batchless.nn.estimated_batch_norm import EstimatedBatchNorm, move_estimates
+from batchless.nn.reparameterized import Reparameterized
+from batchless.nn.standardized import standardized
+from batchless.train.all_reduce import ProcessGroup, Totals, reduce_gradients, resolve_group
+from batchless.train.clipping import Clip
+
+T = TypeVar("T")
+
+_MARK = "_batchless_step_in_progress"
+"""Attribute that a model has while a block is open on it."""
+
+
+class Step:
+    """One optimizer step in the making: call `backward` once for each micro-batch."""
+
+    def __init__(self, scaler: GradScaler | None) -> None:
+        self._scaler = scaler
+        self._open = True
+        self.first: int | Tensor = 0
+        self.samples: int | Tensor = 0
+        self.images: int | Tensor = 0
+
+    def backward(self, mean_loss: Tensor, samples: int | Tensor, images: int | Tensor | None = None) -> None:
+        """Add the gradient of one micro-batch, weighted by its share of the step's samples.
+
+        Args:
+            mean_loss: the loss averaged over the micro-batch's samples, 0-d. Where no sample counts (every pixel
+                ignored) let it be finite: sum / max(count, 1).
+            samples: how many samples `mean_loss` averages over: images, or valid pixels. 0 adds nothing.
+            images: how many images the micro-batch holds, the unit of the estimates' memory; `samples` by default.
+                Both may be 0-d tensors on the device, which are not synchronized.
+
+        Raises:
+            ValueError: a loss that is not 0-d, a negative count, or a step that has ended.
+        """
+        if not self._open:
+            raise ValueError(
+                "this step has ended: call step.backward inside the `with batchless.accumulate(...)` block"
+            )
+        if mean_loss.dim() != 0:
+            raise ValueError(
+                f"mean_loss must be one number (0-d), got shape {tuple(mean_loss.shape)}: average it first"
+            )
+        if isinstance(samples, int) and samples < 0:
+            raise ValueError(f"samples must be 0 or more, got {samples}")
+        self.images = self.images + (samples if images is None else images)
+        self.samples = self.samples + samples
+        if isinstance(samples, int) and isinstance(self.first, int):
+            self.first = self.first or samples
+            if samples == 0:
+                return
+            weighted = mean_loss if samples == self.first else mean_loss * (samples / self.first)
+        else:
+            weighted = self._weigh_on_device(mean_loss, samples)
+        (weighted if self._scaler is None else self._scaler.scale(weighted)).backward()  # type: ignore[no-untyped-call]
+
+    def _weigh_on_device(self, mean_loss: Tensor, samples: int | Tensor) -> Tensor:
+        dtype = torch.promote_types(mean_loss.dtype, torch.float32)
+        count = torch.zeros((), device=mean_loss.device, dtype=dtype) + samples
+        first = torch.zeros_like(count) + self.first
+        self.first = torch.where(first > 0, first, count)
+        return mean_loss * (count / self.first.clamp_min(1))
+
+    def close(self) -> None:
+        """Refuse further calls."""
+        self._open = False
+
+
+@contextmanager
+def accumulate(
+    model: nn.Module,
+    optimizer: Optimizer,
+    *,
+    clip: Clip | None = None,
+    scaler: GradScaler | None = None,
+    process_group: ProcessGroup = "world",
+) -> Iterator[Step]:
+    """One optimizer step over the micro-batches of the block, equal to the step over the whole batch.
+
+    With micro-batches of n_k samples and mean losses L_k, on all processes together, the step uses the gradient of
+    `sum_k n_k L_k / sum_k n_k`. On entry every weight is standardized once (`batchless.standardized`) and estimated
+    statistics stop moving; on leaving: pull the gradients back through the standardization, all-reduce (gradients,
+    counts and moments, one flat tensor), unscale, clip, step, move the estimates once, set gradients to None.
+
+    The model is never wrapped; all processes must start from equal parameters. A process without data takes part by
+    entering the block without calling `backward`. A parameter that no process used keeps `grad = None` through the step.
+
+    Args:
+        model: the bare model (not wrapped in DistributedDataParallel); `torch.compile`d is fine.
+        optimizer: steps once.
+        clip: called with the model before the step: `AGC`, `ClipNorm`, or any function of the model.
+        scaler: a GradScaler for fp16; the step unscales, steps and updates it.
+        process_group: `"world"`: all processes, where torch.distributed is initialized; a group; None: never reduce.
+
+    Yields:
+        A `Step`, whose `backward(mean_loss, samples=n)` takes the place of `loss.backward()`.
+
+    Raises:
+        ValueError: gradients already there, a block inside a block, a wrapped model, no samples on any process. After
+            this or any other exception in the block, parameters and buffers are as before it and gradients None (an
+            exception out of `optimizer.step` itself may leave parameters half stepped).
+
+    >>> from torch import nn
+    >>> model = nn.Linear(2, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> with accumulate(model, optimizer) as step:
+    ...     for x in torch.randn(4, 1, 2):
+    ...         step.backward(model(x).square().mean(), samples=len(x))
+    """
+    _check(model)
+    group = resolve_group(process_group)
+    estimated = _estimated_layers(model, several_processes=group is not None)
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    step = Step(scaler)
+    setattr(model, _MARK, True)
+    try:
+        for layer in estimated:
+            layer.start_collecting()
+        with standardized(model):
+            yield step
+        step.close()
+        totals = Totals(step.first, step.samples, step.images)
+        totals = reduce_gradients(model, totals, [layer.step_sums for layer in estimated], group)
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+        if clip is not None:
+            clip(model)
+        if scaler is None:
+            optimizer.step()
+        else:
+            scaler.step(optimizer)
+            scaler.update()
+        move_estimates(estimated, totals.images)
+    except BaseException:
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        raise
+    finally:
+        delattr(model, _MARK)
+        step.close()
+        for layer in estimated:
+            layer.step_sums = None
+        for parameter in model.parameters():
+            parameter.grad = None
+
+
+def _check(model: nn.Module) -> None:
+    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        raise ValueError(
+            f"got a model wrapped in {type(model).__name__}: pass the bare model (model.module) and call it in the block; "
+            "accumulate reduces the gradients itself"
+        )
+    for module in model.modules():
+        shared = isinstance(module, Reparameterized) and module.shared_weight is not None
+        if shared or hasattr(module, _MARK):
+            raise ValueError("this model is already inside an accumulate or standardized block: leave that one first")
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            raise ValueError(
+                f"{name} already has a gradient, which would be weighted wrongly: "
+                "call optimizer.zero_grad() before the block"
+            )
+
+
+def _estimated_layers(model: nn.Module, *, several_processes: bool) -> list[EstimatedBatchNorm]:
+    layers = [module for module in model.modules() if isinstance(module, EstimatedBatchNorm)]
+    if several_processes and any(layer.update == "forward" for layer in layers):
+        raise ValueError(
+            "estimates with update='forward' would differ between processes: use update='step', one move for all"
+        )
+    return [layer for layer in layers if layer.update == "step"]
+
+
+@dataclass(frozen=True)
+class batched(Generic[T]):
+    """The items of `loader` in lists of `k`, the last one possibly shorter.
+
+    Args:
+        loader: any iterable, such as a DataLoader of micro-batches.
+        k: items in a list, 1 or more.
+
+    Raises:
+        ValueError: k below 1.
+
+    >>> list(batched(range(5), 2)), len(batched([1, 2, 3], 2))
+    ([[0, 1], [2, 3], [4]], 2)
+    """
+
+    loader: Iterable[T]
+    k: int
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise ValueError(f"batched needs k of 1 or more micro-batches, got {self.k}")
+
+    def __iter__(self) -> Iterator[list[T]]:
+        items = iter(self.loader)
+        while group := list(itertools.islice(items, self.k)):
+            yield group
+
+    def __len__(self) -> int:
+        if not isinstance(self.loader, Sized):
+            raise TypeError(f"{type(self.loader).__name__} has no length")
+        return -(-len(self.loader) // self.k)
