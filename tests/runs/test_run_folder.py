@@ -246,3 +246,38 @@ def test_find_runs_reads_all_in_the_order_they_were_started(tmp_path, monkeypatc
     assert find_runs(tmp_path / "recipes") == []
     with pytest.raises(ValueError, match="is no folder"):
         find_runs(tmp_path / "nowhere")
+
+
+def test_a_run_holds_no_runs(tmp_path):
+    create(tmp_path / "run")
+    create(tmp_path / "run" / "checkpoints" / "copied")
+    assert [run.path for run in find_runs(tmp_path)] == [tmp_path / "run"]
+
+
+def test_who_is_reading_a_file_while_it_is_replaced_reads_all_of_the_old_one(tmp_path):
+    run = create(tmp_path / "run")
+    run.finish({"test_accuracy": 0.25})
+    checkpoint = run.save_checkpoint("last", {"images": 1})
+    summary = run.path / "summary.json"
+    old = summary.read_bytes(), checkpoint.read_bytes()
+    with summary.open("rb") as reading_summary, checkpoint.open("rb") as reading_checkpoint:
+        run.finish({"test_accuracy": 0.75})
+        run.save_checkpoint("last", {"images": 2})
+        assert (reading_summary.read(), reading_checkpoint.read()) == old
+    assert read_run(run.path).summary == {"test_accuracy": 0.75}
+    assert checkpoint.read_bytes() != old[1]
+
+
+def test_a_process_stopped_just_before_the_rename_leaves_the_old_file(tmp_path, monkeypatch):
+    run = create(tmp_path / "run")
+    run.finish({"test_accuracy": 0.25})
+
+    def stopped(source, target):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run.finish({"test_accuracy": 0.75})
+    assert read_run(run.path).summary == {"test_accuracy": 0.25}
+    assert no_leftovers(tmp_path)

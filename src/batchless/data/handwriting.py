@@ -10,8 +10,8 @@ digits) and 1080 test images (3 of each of 360).
 What the splits do not share: the digits (split per class before anything is composed) and the photos (training uses the
 left half of each, test the right half). What they do share: the writers, whom the bundled copy does not tell apart.
 
-How hard it is: after one pass over 3000 images a linear classifier gets about a third of the test images right, and a
-ResNet of 16, 32 and 64 channels between a half and nine tenths of them, depending on its normalizer.
+How hard it is: after one pass over 3000 images a linear classifier gets a third of the test images right, a ResNet-8 of
+16, 32 and 64 channels between a fifth (`gn`) and nine tenths (`bn+ws`), 16 images per step, one seed each.
 """
 
 from typing import Literal
@@ -41,7 +41,22 @@ _INK = 1.5  # gain on the digit's intensity, cut at 1: strokes with flat tops an
 _SEEDS = {"instances": 7, "train": 1, "test": 2}
 # One uniform number per image and use. New uses go to the end of the 16, so that the images made so far stay the same.
 _DRAWS = 16
-_USES = ("photo", "zoom", "top", "left", "size", "x", "y", "turn", "paint", "red", "green", "blue", "lighter", "opacity")
+_USES = (
+    "photo",
+    "zoom",
+    "top",
+    "left",
+    "size",
+    "x",
+    "y",
+    "turn",
+    "paint",
+    "red",
+    "green",
+    "blue",
+    "lighter",
+    "opacity",
+)
 
 
 def handwriting(split: Split, *, copies: int | None = None) -> TensorImages:
@@ -52,7 +67,7 @@ def handwriting(split: Split, *, copies: int | None = None) -> TensorImages:
 
     >>> images = handwriting("test", copies=1)
     >>> len(images), images.image(17).shape, images.label(17), images.source(17)
-    (360, torch.Size([3, 32, 32]), 8, 'handwriting test 17')
+    (360, torch.Size([3, 32, 32]), 0, 'handwriting test 17')
     """
     copies = COPIES[split] if copies is None else copies
     if copies < 1:
@@ -77,7 +92,7 @@ def digit_instances(split: Split) -> tuple[Tensor, Tensor]:
 
     >>> digits, labels = digit_instances("test")
     >>> digits.shape, labels.bincount().tolist()
-    (torch.Size([360, 8, 8]), [36, 36, 35, 37, 36, 37, 36, 36, 35, 36])
+    (torch.Size([360, 8, 8]), [36, 37, 35, 37, 36, 36, 36, 36, 35, 36])
     """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split

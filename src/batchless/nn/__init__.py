@@ -10,6 +10,7 @@ from batchless.nn.group_count import group_count as group_count
 from batchless.nn.normalizer import Normalizer as Normalizer
 from batchless.nn.normalizer import parse_normalizer as parse_normalizer
 from batchless.nn.reparameterized import Reparameterized as Reparameterized
+from batchless.nn.same_padding import SamePad as SamePad
 from batchless.nn.scaled_weight_standardization import ScaledWSConv1d as ScaledWSConv1d
 from batchless.nn.scaled_weight_standardization import ScaledWSConv2d as ScaledWSConv2d
 from batchless.nn.scaled_weight_standardization import ScaledWSConv3d as ScaledWSConv3d

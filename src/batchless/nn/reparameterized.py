@@ -49,31 +49,20 @@ class Reparameterized(nn.Module):
 class ConvForward(Reparameterized):
     """Abstract: the forward of `torch.nn.Conv1d`, `Conv2d`, `Conv3d` with the effective weight."""
 
-    same_padding: bool
-    """Pad as TensorFlow's SAME does, from the input's size (timm's `Conv2dSame`); set by conversion only."""
-    kernel_size: tuple[int, ...]
-    stride: tuple[int, ...]
-    dilation: tuple[int, ...]
+    pad_input: nn.Module | None
+    """Pads the input before the convolution (as timm's `Conv2dSame` does); None: torch's padding alone."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.same_padding = False
+        self.pad_input = None
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve `input` `[N, C, ..]` (or `[C, ..]`) with the effective weight."""
-        if self.same_padding:
-            input = F.pad(input, self._same_padding(input))
+        if self.pad_input is not None:
+            input = self.pad_input(input)
         convolve: Any = self._conv_forward
         output: Tensor = convolve(input, self.effective_weight(), self.bias)
         return output
-
-    def _same_padding(self, input: Tensor) -> list[int]:
-        padding: list[int] = []
-        sizes = input.shape[-len(self.kernel_size) :]
-        for size, kernel, stride, dilation in zip(sizes, self.kernel_size, self.stride, self.dilation, strict=True):
-            total = max((-(size // -stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
-            padding = [total // 2, total - total // 2, *padding]
-        return padding
 
 
 class ConvTransposeForward(Reparameterized):

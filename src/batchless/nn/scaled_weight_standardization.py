@@ -59,6 +59,11 @@ class ScaledWeightStandardized(Reparameterized):
             nn.Parameter(torch.ones(outputs, device=self.weight.device, dtype=self.weight.dtype)) if gain else None
         )
 
+    def reset_gain(self) -> None:
+        """Set the learnable gain, where there is one, to 1."""
+        if self.gain is not None:
+            nn.init.ones_(self.gain)
+
     def reparameterized_weight(self) -> Tensor:
         """The standardized weight times `gamma * gain / sqrt(I)`."""
         positions = math.prod(self.stride) if self.transposed else 1

@@ -149,7 +149,7 @@ def draw(
         )
         foot = 10 * (crossed.index(line) - (len(crossed) - 1) / 2) if line.absent else 0.0
         absent = tuple(
-            Mark(x=across(point.x, foot), y=bottom - 8, low=bottom, high=bottom, title=point.title)
+            Mark(x=across(point.x, foot), y=bottom - 8, low=bottom - 8, high=bottom - 8, title=point.title)
             for point in line.absent
         )
         path = "M" + "L".join(f"{px:g} {py:g}" for px, py in at) if at else ""
@@ -165,7 +165,7 @@ def draw(
         bottom=bottom,
         x_label=x.label,
         y_label=y.label,
-        x_ticks=tuple((across(value), text) for value, text in x.ticks),
-        y_ticks=tuple((up(value), text) for value, text in y.ticks),
+        x_ticks=tuple((across(value), said) for value, said in x.ticks),
+        y_ticks=tuple((up(value), said) for value, said in y.ticks),
         lines=tuple(drawn(index, line) for index, line in enumerate(lines)),
     )

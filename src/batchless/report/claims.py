@@ -33,7 +33,8 @@ def claims(comparison: Comparison) -> list[str]:
     the largest size, and whether "batch statistics fail at micro-batches while WS and BCN keep their accuracy" is
     shown. Shown means: every normalizer with batch statistics could not be trained or lost at least 5 points, by more
     than two standard errors; every normalizer without them that has WS or BCN lost at most 2, two standard errors
-    above that still below 5, and is more accurate there. One seed is called no proof whatever the numbers are.
+    above that still below 5, and is more accurate there. One seed is called no proof whatever the numbers are, and
+    runs that are not like for like show nothing.
     """
     largest = comparison.sizes[-1]
     micro = [size for size in comparison.sizes if size <= MICRO < largest]
@@ -46,8 +47,8 @@ def claims(comparison: Comparison) -> list[str]:
     sentences = []
     for size in micro:
         changes = _changes(comparison, small=size, large=largest)
-        sentences.append(_verdict(changes, size=size, largest=largest))
-        sentences += [_loss(change) for change in changes]
+        sentences.append(_verdict(changes, size=size, largest=largest, alike=not comparison.warnings))
+        sentences.append(_losses(changes, size=size, largest=largest))
     return sentences + _cautions(comparison)
 
 
@@ -66,20 +67,21 @@ def _changes(comparison: Comparison, *, small: int, large: int) -> list[_Change]
     return changes
 
 
-def _loss(change: _Change) -> str:
-    small, large = change.small, change.large
-    head = f"{change.name} at {_images(small.images_per_forward)} per forward"
-    tail = f"{_accuracy(large)} at {large.images_per_forward}"
-    if small.mean is None:
-        return f"{head} has no accuracy ({small.trouble()}), against {tail}."
-    if change.lost is None:
-        return f"{head} has {_accuracy(small)}, against {tail}."
-    verb = "lost" if change.lost >= 0 else "gained"
-    error = "" if change.error is None else f" (standard error {change.error:.1f})"
-    return f"{head} {verb} {abs(change.lost):.1f} percentage points{error}: {_accuracy(small)} against {tail}."
+def _losses(changes: Sequence[_Change], *, size: int, largest: int) -> str:
+    head = f"At {_images(size)} per forward against {largest}, in percentage points"
+    if not changes:
+        return f"{head}: no normalizer was run at both."
+    seeds = {cell.n for change in changes for cell in (change.small, change.large) if cell.n}
+    same = f"; n = {seeds.pop()} each" if len(seeds) == 1 else ""
+    return f"{head}: {'; '.join(_loss(change, with_n=not same) for change in changes)}{same}."
 
 
-def _verdict(changes: Sequence[_Change], *, size: int, largest: int) -> str:
+def _loss(change: _Change, *, with_n: bool) -> str:
+    small, large = (_accuracy(cell, with_n=with_n) for cell in (change.small, change.large))
+    return f"{change.name} {'has nothing to compare' if change.lost is None else _moved(change.lost)} ({small} against {large})"
+
+
+def _verdict(changes: Sequence[_Change], *, size: int, largest: int, alike: bool) -> str:
     claim = f'"Batch statistics fail at {_images(size)} per forward while WS and BCN keep their accuracy"'
     batch = [change for change in changes if uses_batch_statistics(change.name)]
     others = [change for change in changes if _is_remedy(change.name)]
@@ -94,8 +96,12 @@ def _verdict(changes: Sequence[_Change], *, size: int, largest: int) -> str:
         return f"{claim} is NOT shown by these numbers: {'; '.join(filter(None, against))}."
     seeds = min(cell.n + len(cell.failures) for change in (*batch, *others) for cell in (change.small, change.large))
     if seeds == 1:
-        return f"{claim} agrees with these numbers, but one seed is no proof. {_level(batch, others)}"
-    return f"{claim} is shown by these numbers, {seeds} seeds or more each. {_level(batch, others)}"
+        verdict = "agrees with these numbers, but one seed is no proof"
+    elif not alike:
+        verdict = "agrees with these numbers, but the runs are not like for like"
+    else:
+        verdict = f"is shown by these numbers, {seeds} seeds or more each"
+    return f"{claim} {verdict}. {_level(batch, others)}"
 
 
 def _unknown(change: _Change) -> bool:
@@ -107,9 +113,9 @@ def _not_failing(change: _Change) -> str:
     if change.lost is None:
         return ""  # it could not be trained: that is failing
     if change.lost < FAILS:
-        return f"{change.name} {_moved(change.lost)} (failing is {FAILS:.0f} or more lost)"
+        return f"{change.name} {_moved(change.lost)} points (failing is {FAILS:.0f} or more lost)"
     if change.error is not None and change.lost <= SURE * change.error:
-        return f"{change.name} lost {change.lost:.1f}, which its spread over seeds may explain"
+        return f"{change.name} lost {change.lost:.1f} points, which its spread over seeds may explain"
     return ""
 
 
@@ -119,9 +125,9 @@ def _not_keeping(change: _Change) -> str:
     if change.small.failures:
         return f"{change.name}: {change.small.trouble()}"
     if change.lost > KEEPS:
-        return f"{change.name} {_moved(change.lost)} (keeping is {KEEPS:.0f} or less lost)"
+        return f"{change.name} {_moved(change.lost)} points (keeping is {KEEPS:.0f} or less lost)"
     if change.error is not None and change.lost + SURE * change.error >= FAILS:
-        return f"{change.name} {_moved(change.lost)}, but its spread over seeds allows a loss of {FAILS:.0f}"
+        return f"{change.name} {_moved(change.lost)} points, but its spread over seeds allows a loss of {FAILS:.0f}"
     return ""
 
 
@@ -150,9 +156,7 @@ def _cautions(comparison: Comparison) -> list[str]:
     seeds = [cell.n for cell in comparison.cells if cell.n]
     sentences = []
     if 1 in seeds:
-        which = (
-            "Every accuracy here is" if set(seeds) == {1} else f"Of {len(seeds)} accuracies here {seeds.count(1)} are"
-        )
+        which = "Every accuracy here is" if set(seeds) == {1} else "Some accuracies here are"
         sentences.append(f"{which} from one seed, and one seed is no proof: repeat with other seeds to rely on it.")
     if any(cell.n and cell.failures for cell in comparison.cells):
         sentences.append("Where only some seeds failed, the mean is over the others, and so is too good.")
@@ -183,15 +187,16 @@ def _percent(cell: Cell) -> float:
 
 
 def _moved(lost: float) -> str:
-    return f"lost {lost:.1f} points" if lost >= 0 else f"gained {-lost:.1f} points"
+    return f"lost {lost:.1f}" if lost >= 0 else f"gained {-lost:.1f}"
 
 
-def _accuracy(cell: Cell) -> str:
+def _accuracy(cell: Cell, *, with_n: bool) -> str:
     if cell.mean is None:
-        return f"no accuracy ({cell.trouble()})"
+        return f"no accuracy [{cell.trouble()}]"
     spread = "" if cell.sd is None else f" +- {100 * cell.sd:.1f}"
-    trouble = f"; {cell.trouble()}" if cell.trouble() else ""
-    return f"{100 * cell.mean:.1f}{spread} % (n={cell.n}{trouble})"
+    n = f", n = {cell.n}" if with_n else ""
+    trouble = f" [{cell.trouble()}]" if cell.trouble() else ""
+    return f"{100 * cell.mean:.1f}{spread} %{n}{trouble}"
 
 
 def _images(count: int) -> str:

@@ -35,9 +35,9 @@ def accuracy_chart(comparison: Comparison) -> Chart | None:
         x=_sizes_axis(comparison.sizes),
         y=_percent_axis(low - (3 if crosses else 0), high),
         width=720,
-        height=380,
+        height=420,
         text=24,
-        dodge=6.0 if any(cell.sd is not None for cell in means) else 0.0,
+        dodge=min(6.0, 30 / len(lines)) if any(cell.sd is not None for cell in means) else 0.0,
     )
 
 

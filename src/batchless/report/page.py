@@ -1,6 +1,7 @@
 """One HTML page from run folders: self-contained, no network, no scripts."""
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +85,23 @@ def _facts(table: Comparison, runs: Sequence[Run]) -> list[tuple[str, str]]:
 def _environment(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """List every key once with all its values; what belongs to single runs is among the details."""
     keys = dict.fromkeys(key for run in runs for key in run.environment)
-    shown = [key for key in keys if key not in ("command", "seed", "started")]
-    started = sorted(str(run.environment["started"]) for run in runs if "started" in run.environment)
-    span = (
-        [("started", started[0] if started[0] == started[-1] else f"{started[0]} to {started[-1]}")] if started else []
-    )
+    shown = [key for key in keys if key not in ("command", "seed", "started", "git_commit", "git_dirty")]
     rows = [(key.replace("_", " "), _join(run.environment.get(key) for run in runs)) for key in shown]
-    return span + [(key, value) for key, value in rows if value != "unknown"]
+    rows.append(("git commit", _join(_commit(run.environment) for run in runs)))
+    started = sorted(_minute(run.environment["started"]) for run in runs if "started" in run.environment)
+    if started:
+        rows.append(("started", started[0] if started[0] == started[-1] else f"{started[0]} to {started[-1]}"))
+    return [(key, value) for key, value in rows if value != "unknown"]
+
+
+def _commit(environment: Mapping[str, Any]) -> str | None:
+    commit = environment.get("git_commit")
+    return f"{commit}, with changes" if commit and environment.get("git_dirty") else commit
+
+
+def _minute(started: object) -> str:
+    text = str(started)
+    return f"{text[:10]} {text[11:16]} UTC" if re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d.*\+00:00", text) else text
 
 
 def _row(run: Run) -> tuple[str, ...]:

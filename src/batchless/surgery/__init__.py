@@ -1,1 +1,8 @@
+"""Change someone's model: give it another normalizer, fold it for deployment, re-estimate its statistics."""
 
+from batchless.surgery.convert import conversion_of as conversion_of
+from batchless.surgery.convert import convert as convert
+from batchless.surgery.fold import fold as fold
+from batchless.surgery.recalibrate import recalibrate as recalibrate
+from batchless.surgery.report import ConversionReport as ConversionReport
+from batchless.surgery.report import Entry as Entry

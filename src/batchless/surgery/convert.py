@@ -1,0 +1,309 @@
+"""Give an existing model another normalizer: `model, report = convert(model, "bcn-micro+ws", example=images)`."""
+
+import copy
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from batchless.nn.batch_norm import FrozenBatchNorm
+from batchless.nn.normalizer import Act, Bn, FrozenBn, NoNorm, Normalizer, SyncBn, parse_normalizer
+from batchless.surgery.dataflow import pairs_by_example
+from batchless.surgery.pairs import Pairs, pairs_by_structure
+from batchless.surgery.recognize import (
+    BatchNormSource,
+    is_batch_normalization,
+    is_convolution,
+    is_normalization,
+    read_batch_norm,
+    read_convolution,
+)
+from batchless.surgery.replace import (
+    Built,
+    NormAndActivation,
+    build_convolution,
+    build_norm,
+    fits_fan_in,
+    replace_module,
+)
+from batchless.surgery.report import Action, ConversionReport, Entry
+
+Skip = Callable[[nn.Module, str], bool]
+"""`skip(module, qualified_name)`: whether a layer is left as it is."""
+
+_ATTRIBUTE = "batchless_conversion"
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a converted model remembers.
+
+    `pairs`: which layer feeds which normalization for certain, and nothing else. `ranks`: dimensions of normalizations' inputs.
+    """
+
+    report: ConversionReport
+    pairs: dict[str, str]
+    ranks: dict[str, int]
+
+
+def forget_conversion(model: nn.Module) -> None:
+    """Make the model look as if it was never converted."""
+    if conversion_of(model) is not None:
+        delattr(model, _ATTRIBUTE)
+
+
+def conversion_of(model: nn.Module) -> Conversion | None:
+    """What `convert` stored on the model; None if it was never converted."""
+    return getattr(model, _ATTRIBUTE, None)
+
+
+def convert(
+    model: nn.Module,
+    normalizer: str | Normalizer,
+    *,
+    example: object = None,
+    skip: Skip | None = None,
+    strict: bool = False,
+) -> tuple[nn.Module, ConversionReport]:
+    """A copy of `model` with its batch normalizations and the convolutions before them replaced as `normalizer` says.
+
+    Every batch normalization becomes the normalizer's first part; every convolution that a normalization follows (in the
+    model as given) gets the second part's weight reparameterization. Convolutions without a normalization, linear
+    layers, other normalizations, and layers of classes with a forward of their own that no rule knows stay and are reported.
+
+    Carried over: weights always; affine maps into gn, ln, in and bcn; running statistics only where the layer before keeps
+    its function (with a reparameterized weight they would be off by orders of magnitude; `recalibrate` re-estimates them).
+    Gains that start at zero go to BCN's per-group gain, and for `none` to a learnable scalar.
+
+    Args:
+        model: any module; it is not changed.
+        normalizer: a name such as `gn+ws` (`parse_normalizer` has the grammar), or a parsed one.
+        example: a tensor or a tuple of positional arguments. Run once in evaluation mode, it tells which layer feeds which
+            and which activation precedes a convolution; without it both are guessed from the order of declaration.
+        skip: layers to leave as they are.
+        strict: raise if a batch normalization is left that the name was to replace.
+
+    Returns:
+        The converted copy, and a report that prints as a table. Converting again with the same name gives a copy.
+
+    Raises:
+        ValueError: unknown name; a model converted to another name; nothing to convert (no convolution and no batch
+            normalization, or a weight reparameterization without a convolution); an example that the model does not run
+            on; `strict` violated.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+    >>> converted, report = convert(model, "gn+ws", example=torch.randn(1, 3, 8, 8))
+    >>> [type(layer).__name__ for layer in converted], len(report.replaced)
+    (['WSConv2d', 'GroupNorm', 'ReLU'], 2)
+    """
+    name = parse_normalizer(normalizer)
+    earlier = conversion_of(model)
+    if earlier is not None:
+        if earlier.report.normalizer != str(name):
+            raise ValueError(
+                f"the model is already converted to {earlier.report.normalizer!r} and cannot become {str(name)!r}: "
+                "convert the original model instead"
+            )
+        return copy.deepcopy(model), earlier.report
+    _check_convertible(model, name)
+    surgery = _Surgery(
+        copy.deepcopy(model), name, _find_pairs(model, example), skip or (lambda module, qualified: False)
+    )
+    surgery.run()
+    report = ConversionReport(
+        normalizer=str(name),
+        found_by="structure" if example is None else "example",
+        entries=tuple(surgery.entries),
+        notes=tuple(surgery.notes()),
+    )
+    left = [f"{e.name or '(model)'} ({e.detail})" for e in report.skipped if e.name in surgery.left]
+    if strict and left:
+        raise ValueError(
+            f"strict: {len(left)} batch normalizations are left that {name} was to replace: {', '.join(left)}"
+        )
+    setattr(surgery.model, _ATTRIBUTE, Conversion(report, surgery.certain_pairs(), surgery.ranks))
+    return surgery.model, report
+
+
+def _check_convertible(model: nn.Module, name: Normalizer) -> None:
+    has_convolution = any(is_convolution(module) for module in model.modules())
+    has_batch_norm = any(is_batch_normalization(module) for module in model.modules())
+    if not has_convolution and (name.weight is not None or not has_batch_norm):
+        raise ValueError(
+            f"nothing to convert to {name}: {type(model).__name__} has no convolution"
+            f"{' to reparameterize' if has_batch_norm else ' and no batch normalization'}; pass the network that has them"
+        )
+
+
+def _find_pairs(model: nn.Module, example: object) -> Pairs:
+    by_structure = pairs_by_structure(model)
+    if example is None:
+        return by_structure
+    pairs = pairs_by_example(model, example)
+    # What the example did not reach (a branch for training only) is guessed from the structure.
+    for layer, norm in by_structure.norm_after.items():
+        if layer not in pairs.seen and norm not in pairs.seen:
+            pairs.norm_after[layer] = norm
+            if layer in by_structure.exclusive:
+                pairs.exclusive.add(layer)
+    for layer, activation in by_structure.activation_before.items():
+        if layer not in pairs.seen:
+            pairs.activation_before[layer] = activation
+    pairs.unknown_activation |= by_structure.unknown_activation - pairs.seen
+    return pairs
+
+
+@dataclass
+class _Surgery:
+    """One conversion: the copy being changed, and what has been done to it."""
+
+    model: nn.Module
+    name: Normalizer
+    pairs: Pairs
+    skip: Skip
+    entries: list[Entry] = field(default_factory=list)
+    left: set[str] = field(default_factory=set)
+    reparameterized: set[str] = field(default_factory=set)
+    renamed: dict[str, str] = field(default_factory=dict)
+    ranks: dict[str, int] = field(default_factory=dict)
+
+    def run(self) -> None:
+        modules = list(self.model.named_modules())
+        for qualified, module in modules:
+            if is_convolution(module):
+                self._convolution(qualified, module)
+        for qualified, module in modules:
+            if is_batch_normalization(module):
+                self._batch_norm(qualified, module)
+            elif is_normalization(module):
+                self._note(qualified, "kept", module, None, "not a batch normalization")
+        order = {qualified: position for position, (qualified, _) in enumerate(modules)}
+        self.entries.sort(key=lambda entry: order[entry.name])
+        if isinstance(self.name.act, NoNorm):
+            self._protect_shortcuts()
+
+    def notes(self) -> list[str]:
+        """What of a pretrained function changed."""
+        act, weight = self.name.act, self.name.weight
+        notes = []
+        if self.reparameterized:
+            notes.append(
+                f"{len(self.reparameterized)} convolutions compute with a reparameterized weight: a pretrained function is not "
+                "preserved; train or fine-tune"
+            )
+        replaced = any(e.action == "replaced" and e.name not in self.reparameterized for e in self.entries)
+        if replaced and not isinstance(act, Bn | SyncBn | FrozenBn):
+            notes.append(
+                f"batch normalization became {act.name}: with pretrained weights the outputs differ until fine-tuned"
+            )
+        if any("statistics start fresh" in entry.detail for entry in self.entries):
+            notes.append("running statistics start fresh: batchless.recalibrate(model, batches) estimates them")
+        if weight is None and isinstance(act, NoNorm):
+            notes.append("nothing normalizes this model any more: consider none+sws")
+        return notes
+
+    def certain_pairs(self) -> dict[str, str]:
+        """Layers whose normalization, and nothing else, they feed: what `fold` may merge."""
+        return {
+            layer: self.renamed.get(norm, norm)
+            for layer, norm in self.pairs.norm_after.items()
+            if layer in self.pairs.exclusive
+        }
+
+    def _convolution(self, qualified: str, module: nn.Module) -> None:
+        weight = self.name.weight
+        followed = qualified in self.pairs.norm_after
+        if weight is None or not followed:
+            return self._note(qualified, "kept", module, None, "" if followed else "no normalization follows it")
+        if self.skip(module, qualified):
+            return self._note(qualified, "kept", module, None, "skipped as asked")
+        source = read_convolution(module)
+        if isinstance(source, str):
+            return self._note(qualified, "skipped", module, None, source)
+        if not fits_fan_in(weight, module):
+            return self._note(
+                qualified, "skipped", module, None, "fan-in of 1: standardizing would set its weight to 0"
+            )
+        known = qualified not in self.pairs.unknown_activation
+        activation = self.pairs.activation_before.get(qualified)
+        built = build_convolution(weight, module, source, activation, activation_known=known)
+        self.reparameterized.add(qualified)
+        self._replace(module, built.layer)
+        return self._note(qualified, "replaced", module, built.layer, built.detail)
+
+    def _batch_norm(self, qualified: str, module: nn.Module) -> None:
+        if self.skip(module, qualified):
+            return self._note(qualified, "kept", module, None, "skipped as asked")
+        source = read_batch_norm(module)
+        if isinstance(source, str):
+            self.left.add(qualified)
+            return self._note(qualified, "skipped", module, None, source)
+        feeding = [layer for layer, norm in self.pairs.norm_after.items() if norm == qualified]
+        holds = not any(layer in self.reparameterized for layer in feeding)
+        if _is_already(self.name.act, module):
+            return self._keep_batch_norm(qualified, module, holds)
+        rank = self.pairs.rank.get(qualified)
+        if rank is None and feeding and isinstance(self.model.get_submodule(feeding[0]), nn.Linear):
+            rank = 2
+        spatial = self.pairs.spatial.get(qualified)
+        built = build_norm(
+            self.name.act, source, statistics_hold=holds, rank=rank, spatial=spatial, name=qualified or "(model)"
+        )
+        if "only" in built.detail:
+            warnings.warn(f"{qualified}: {built.detail}; fewer groups give steadier statistics", stacklevel=5)
+        if isinstance(self.name.act, NoNorm):
+            built = Built(
+                built.layer, "; ".join(filter(None, [built.detail, self._bias_in_place_of_norm(feeding, source)]))
+            )
+        layer = built.layer
+        rank = rank or (source.dimensions or 2) + 2
+        if source.act is not None and source.drop is not None:
+            layer = NormAndActivation(built.layer, source.drop, source.act)
+            self.renamed[qualified] = f"{qualified}.norm".lstrip(".")
+        self.ranks[self.renamed.get(qualified, qualified)] = rank
+        self._replace(module, layer)
+        return self._note(qualified, "replaced", module, built.layer, built.detail)
+
+    def _keep_batch_norm(self, qualified: str, module: nn.Module, holds: bool) -> None:
+        detail = "already what is asked for"
+        if not holds and isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.reset_running_stats()
+            detail = "statistics start fresh"
+        self._note(qualified, "kept", module, None, detail)
+
+    def _bias_in_place_of_norm(self, feeding: list[str], source: BatchNormSource) -> str:
+        """Give each layer that fed the removed normalization a bias, starting at the normalization's."""
+        gained = []
+        for qualified in feeding:
+            layer = self.model.get_submodule(qualified)
+            if getattr(layer, "bias", None) is None:
+                weight = layer.weight
+                assert isinstance(weight, torch.Tensor)
+                start = torch.zeros(source.num_features) if source.bias is None else source.bias.detach()
+                layer.bias = nn.Parameter(start.to(weight.device, weight.dtype, copy=True))
+                gained.append(qualified)
+        return f"its bias moved to {', '.join(gained)}" if gained else ""
+
+    def _protect_shortcuts(self) -> None:
+        """Make activations write to new memory: without a normalization before it, one in place would overwrite a shortcut."""
+        for module in self.model.modules():
+            if getattr(module, "inplace", False) is True:
+                module.inplace = False  # type: ignore[assignment]
+
+    def _replace(self, old: nn.Module, new: nn.Module) -> None:
+        new.train(old.training)
+        new._forward_hooks, new._forward_pre_hooks = old._forward_hooks, old._forward_pre_hooks
+        self.model = replace_module(self.model, old, new)
+
+    def _note(self, qualified: str, action: Action, was: nn.Module, now: nn.Module | None, detail: str) -> None:
+        after = type(was).__name__ if now is None else type(now).__name__
+        self.entries.append(Entry(name=qualified, action=action, was=type(was).__name__, now=after, detail=detail))
+
+
+def _is_already(act: Act, module: nn.Module) -> bool:
+    """Whether a batch normalization is what the name asks for and stays the very module it is."""
+    if isinstance(act, Bn):
+        return isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and not isinstance(module, nn.SyncBatchNorm)
+    return isinstance(act, FrozenBn) and isinstance(module, FrozenBatchNorm)

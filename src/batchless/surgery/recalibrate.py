@@ -1,0 +1,112 @@
+"""Re-estimate the statistics that a model normalizes by in evaluation mode."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from batchless.nn.batch_norm import BatchNorm, FrozenBatchNorm
+from batchless.nn.estimated_batch_norm import EstimatedBatchNorm
+from batchless.nn.standardized import standardized
+from batchless.surgery.dataflow import as_arguments
+
+_Norm = _BatchNorm | BatchNorm | FrozenBatchNorm | EstimatedBatchNorm
+
+
+@dataclass
+class _Moments:
+    """Mean and sum of squared deviations of everything a layer saw, merged batch by batch (Chan et al., 1979)."""
+
+    count: int
+    mean: Tensor
+    squares: Tensor
+
+    def add(self, x: Tensor) -> None:
+        """Merge `x` `[N, C, ..]`."""
+        values = x.detach().transpose(0, 1).reshape(x.shape[1], -1).to(self.mean.dtype)
+        if values.shape[1] == 0:
+            return
+        var, mean = torch.var_mean(values, 1, correction=0)
+        total = self.count + values.shape[1]
+        delta = mean - self.mean
+        self.squares += var * values.shape[1] + delta.square() * (self.count * values.shape[1] / total)
+        self.mean += delta * (values.shape[1] / total)
+        self.count = total
+
+
+def recalibrate(model: nn.Module, batches: Iterable[object]) -> None:
+    """Set running statistics and estimates to the mean and variance over all `batches`, in place.
+
+    Batch normalization runs as in training (each batch by its own statistics), estimated and frozen statistics as in
+    evaluation, each batch by what the layer has seen so far; everything else, dropout say, as in evaluation. Statistics
+    are those of all values together, so batches may be small and of unequal size; more of them estimate better. Running
+    variances are unbiased (torch's convention), estimates biased.
+
+    Args:
+        model: its modes are as before afterwards; parameters and gradients are not touched.
+        batches: what the model's forward takes: tensors, or tuples of positional arguments. From a loader of images and
+            labels pass `(images for images, labels in loader)`.
+
+    Raises:
+        ValueError: no batches, or no layer with statistics. After any exception the statistics are as before.
+
+    Source: precise BatchNorm, Wu & Johnson, arXiv 2105.07576.
+    """
+    norms = [module for module in model.modules() if isinstance(module, _Norm) and module.running_mean is not None]
+    if not norms:
+        raise ValueError(
+            f"{type(model).__name__} has no layer with running statistics or estimates: nothing to recalibrate"
+        )
+    modes = [(module, module.training) for module in model.modules()]
+    before = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
+    observers = [_Observer(norm, norm.running_mean) for norm in norms if norm.running_mean is not None]
+    handles = [observer.norm.register_forward_pre_hook(observer) for observer in observers]
+    seen = 0
+    try:
+        model.eval()
+        for norm in norms:
+            norm.train(isinstance(norm, _BatchNorm | BatchNorm))
+        with torch.no_grad(), standardized(model):
+            for batch in batches:
+                model(*as_arguments(batch))
+                seen += 1
+        if seen == 0:
+            raise ValueError("recalibrate needs at least one batch, got none")
+        for observer in observers:
+            observer.write(correction=int(isinstance(observer.norm, _BatchNorm | BatchNorm)))
+        for norm in norms:
+            counter = norm.moves if isinstance(norm, EstimatedBatchNorm) else getattr(norm, "num_batches_tracked", None)
+            if isinstance(counter, Tensor):
+                counter.fill_(seen)
+    except BaseException:
+        with torch.no_grad():
+            for buffer, value in before:
+                buffer.copy_(value)
+        raise
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes:
+            module.training = training
+
+
+class _Observer:
+    """A forward pre-hook that merges a layer's input into its moments; estimates follow at once."""
+
+    def __init__(self, norm: nn.Module, mean: Tensor) -> None:
+        wide = mean.new_zeros(mean.shape, dtype=torch.promote_types(mean.dtype, torch.float32))
+        self.norm, self.moments = norm, _Moments(0, wide, wide.clone())
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.moments.add(inputs[0])
+        if isinstance(self.norm, EstimatedBatchNorm | FrozenBatchNorm):
+            self.write(correction=0)
+
+    def write(self, *, correction: int) -> None:
+        """Set the layer's statistics, with the variance divided by `count - correction`."""
+        if self.moments.count:
+            variance = self.moments.squares / max(self.moments.count - correction, 1)
+            self.norm.running_mean.copy_(self.moments.mean)  # type: ignore[operator]
+            self.norm.running_var.copy_(variance)  # type: ignore[operator]

@@ -1,0 +1,184 @@
+"""Which modules are convolutions, batch normalizations and activations: by type, never by name.
+
+A subclass that keeps torch's `forward` is what its base is. One that overrides it is known by a rule here or left alone.
+"""
+
+import sys
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+from torchvision.ops.misc import FrozenBatchNorm2d
+
+from batchless.nn.batch_channel_norm import BatchChannelNorm
+from batchless.nn.batch_norm import BatchNorm, FrozenBatchNorm
+from batchless.nn.estimated_batch_norm import EstimatedBatchNorm
+from batchless.nn.reparameterized import Reparameterized
+from batchless.nn.same_padding import SamePad
+
+PLAIN_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+_NOT_ELEMENTWISE = (nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin, nn.MultiheadAttention, nn.GLU, nn.Threshold)
+
+
+def is_normalization(module: nn.Module) -> bool:
+    """Whether the module normalizes activations, in any way, ours included."""
+    ours = (BatchNorm, FrozenBatchNorm, BatchChannelNorm, EstimatedBatchNorm)
+    kinds = (
+        _NormBase,
+        nn.GroupNorm,
+        nn.LayerNorm,
+        nn.RMSNorm,
+        FrozenBatchNorm2d,
+        *ours,
+        *_timm("FrozenBatchNormAct2d"),
+    )
+    return isinstance(module, kinds)
+
+
+def is_batch_normalization(module: nn.Module) -> bool:
+    """Whether a normalizer's name means this module: batch normalization of any library, frozen ones included."""
+    return isinstance(
+        module, (_BatchNorm, FrozenBatchNorm2d, BatchNorm, FrozenBatchNorm, *_timm("FrozenBatchNormAct2d"))
+    )
+
+
+def is_activation(module: nn.Module) -> bool:
+    """Whether the module is an elementwise activation of torch or timm."""
+    if isinstance(module, _NOT_ELEMENTWISE):
+        return False
+    return type(module).__module__ in ("torch.nn.modules.activation", "timm.layers.activations")
+
+
+@dataclass(frozen=True)
+class BatchNormSource:
+    """What a batch normalization holds, whatever library it comes from.
+
+    `dimensions` are its spatial ones, None where the type does not tell; `drop` and `act` are run after it in timm's
+    combined layers, None elsewhere.
+    """
+
+    num_features: int
+    eps: float
+    momentum: float | None
+    weight: Tensor | None
+    bias: Tensor | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    dimensions: int | None
+    drop: nn.Module | None = None
+    act: nn.Module | None = None
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where the layer's tensors are."""
+        known = [t for t in (self.weight, self.running_mean) if t is not None]
+        return known[0].device if known else None
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Type of the layer's tensors."""
+        known = [t for t in (self.weight, self.running_mean) if t is not None]
+        return known[0].dtype if known else None
+
+
+def read_batch_norm(module: nn.Module) -> BatchNormSource | str:
+    """What the batch normalization `module` holds, or why it cannot be replaced."""
+    kind = type(module)
+    if any(is_lazy(p) for p in module.parameters(recurse=False)):
+        return "its size is not known yet: run the model once before converting it"
+    if parametrize.is_parametrized(module):
+        return "its parameters are parametrized"
+    with_act = kind in _timm("BatchNormAct2d", "SyncBatchNormAct", "FrozenBatchNormAct2d")
+    known = (
+        with_act or kind in (FrozenBatchNorm2d, BatchNorm, FrozenBatchNorm) or _keeps_forward(module, _BATCH_NORM_TYPES)
+    )
+    if not known:
+        return f"{kind.__name__} overrides forward and no rule knows it"
+    weight, running_mean = getattr(module, "weight", None), getattr(module, "running_mean", None)
+    sized = weight if weight is not None else running_mean
+    return BatchNormSource(
+        num_features=module.num_features if isinstance(module, _BatchNorm) or sized is None else sized.numel(),  # type: ignore[arg-type]
+        eps=module.eps,  # type: ignore[arg-type]
+        momentum=getattr(module, "momentum", None),
+        weight=weight,
+        bias=getattr(module, "bias", None),
+        running_mean=running_mean,
+        running_var=getattr(module, "running_var", None),
+        dimensions=_spatial_dimensions(module),
+        drop=module.drop if with_act else None,  # type: ignore[arg-type]
+        act=module.act if with_act else None,  # type: ignore[arg-type]
+    )
+
+
+@dataclass(frozen=True)
+class ConvolutionSource:
+    """A convolution that can be reparameterized: its plain torch type, and what pads its input where torch does not."""
+
+    plain: type[nn.Module]
+    pad_input: nn.Module | None
+
+
+def read_convolution(module: nn.Module) -> ConvolutionSource | str:
+    """What kind of convolution `module` is, or why its weight cannot be reparameterized."""
+    if isinstance(module, Reparameterized):
+        return "its weight is reparameterized already"
+    if any(is_lazy(p) for p in module.parameters(recurse=False)):
+        return "its size is not known yet: run the model once before converting it"
+    if parametrize.is_parametrized(module) or "weight" not in module._parameters:
+        return "its weight is computed by a parametrization or a hook"
+    if type(module) in _timm("Conv2dSame"):
+        assert isinstance(module, nn.Conv2d)
+        return ConvolutionSource(nn.Conv2d, SamePad(module.kernel_size, module.stride, module.dilation))
+    if type(module) in _imported("segmentation_models_pytorch.encoders._efficientnet", "Conv2dStaticSamePadding"):
+        return ConvolutionSource(nn.Conv2d, module.static_padding)  # type: ignore[arg-type]
+    if type(module) in _imported("segmentation_models_pytorch.encoders._efficientnet", "Conv2dDynamicSamePadding"):
+        assert isinstance(module, nn.Conv2d)
+        return ConvolutionSource(nn.Conv2d, SamePad(module.kernel_size, module.stride, module.dilation))
+    for plain in PLAIN_CONVOLUTIONS:
+        if isinstance(module, plain):
+            if _keeps_forward(module, (plain,)):
+                return ConvolutionSource(plain, None)
+            return f"{type(module).__name__} overrides forward and no rule knows it"
+    return f"{type(module).__name__} is not a convolution"
+
+
+def is_convolution(module: nn.Module) -> bool:
+    """Whether the module is a convolution of torch, transposed and reparameterized ones included."""
+    return isinstance(module, _ConvNd)
+
+
+_BATCH_NORM_TYPES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+def _keeps_forward(module: nn.Module, bases: tuple[type[nn.Module], ...]) -> bool:
+    kind = type(module)
+    return any(
+        isinstance(module, base)
+        and kind.forward is base.forward
+        and getattr(kind, "_conv_forward", None) is getattr(base, "_conv_forward", None)
+        for base in bases
+    )
+
+
+def _spatial_dimensions(module: nn.Module) -> int | None:
+    if isinstance(module, nn.BatchNorm1d):
+        return 1
+    if isinstance(module, nn.BatchNorm3d):
+        return 3
+    any_rank = (nn.SyncBatchNorm, BatchNorm, FrozenBatchNorm)
+    return None if isinstance(module, any_rank) else 2
+
+
+def _timm(*names: str) -> tuple[type[nn.Module], ...]:
+    return _imported("timm.layers", *names)
+
+
+def _imported(module: str, *names: str) -> tuple[type[nn.Module], ...]:
+    """Classes of a library if it is imported; if it is not, no model can hold one of its layers."""
+    loaded = sys.modules.get(module)
+    return tuple(getattr(loaded, name) for name in names if hasattr(loaded, name))
