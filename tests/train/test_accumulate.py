@@ -29,7 +29,8 @@ from batchless.train import AGC, ClipNorm, accumulate
 
 OPTIMIZERS = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=1e-3),
-    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.01),
+    # eps: a gain in front of instance normalization has a gradient so small that its rounding would show.
+    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.01, eps=1e-5),
 }
 EXACT = {"rtol": 0, "atol": 1e-12}
 assert_close = torch.testing.assert_close
@@ -52,7 +53,7 @@ SIZES = st.lists(st.integers(1, 3).flatmap(lambda n: st.tuples(st.just(n), st.in
 
 @pytest.mark.parametrize("weight", LAYERS)
 @pytest.mark.parametrize("act", ["gn", "ln", "in", "none"])
-@settings(max_examples=6, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(sizes=SIZES, counts=st.sampled_from(["int", "tensor", "mixed"]), kind=st.sampled_from(sorted(OPTIMIZERS)))
 def test_equals_the_full_batch_steps(act, weight, sizes, counts, kind):
     assume(any(labelled for _, labelled in sizes))
@@ -67,7 +68,7 @@ def test_equals_the_full_batch_steps(act, weight, sizes, counts, kind):
 
 
 @pytest.mark.parametrize("counts", ["int", "tensor", "mixed"])
-@pytest.mark.parametrize("act", ["gn", "in", "none", "bcn-micro"])
+@pytest.mark.parametrize("act", ["gn", "ln", "none", "bcn-micro"])  # torch's InstanceNorm2d raises on them
 def test_empty_micro_batches_change_nothing(act, counts):
     model, without = network(act, "ws"), network(act, "ws")
     empty, *batches = micro_batches([(0, 0), (3, 3), (2, 1)], seed=0)
@@ -386,16 +387,21 @@ def fail(*_):
     raise Interrupted
 
 
-class FailingStep(torch.optim.SGD):
+class Breakable(torch.optim.SGD):
+    """Fails before it steps, while told to."""
+
+    broken = False
+
     def step(self, closure=None):
-        fail()
+        if self.broken:
+            fail()
+        return super().step(closure)
 
 
 def failing_block(model, optimizer, place, scaler):
     first, second = micro_batches([(2, 2), (3, 3)], seed=0)
-    broken = FailingStep(model.parameters(), lr=0.1)
-    clip = fail if place == "clip" else None
-    with accumulate(model, broken if place == "step" else optimizer, clip=clip, scaler=scaler) as step:
+    optimizer.broken = place == "step"
+    with accumulate(model, optimizer, clip=fail if place == "clip" else None, scaler=scaler) as step:
         if place == "start":
             fail()
         step.backward(mean_loss(model, first), samples=2)
@@ -422,7 +428,8 @@ PLACES = ["start", "forward", "loss", "backward", "end", "clip", "step"]
 @pytest.mark.parametrize("place", PLACES)
 def test_a_failure_anywhere_leaves_the_model_as_it_was_and_usable(place, scaled):
     model = mixed_network()
-    optimizer, scaler = sgd(model), torch.amp.GradScaler("cpu") if scaled else None
+    optimizer = Breakable(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu") if scaled else None
     block_step(model, optimizer, micro_batches([(2, 2), (1, 1)], seed=5), scaler=scaler)
     untouched = copy.deepcopy(model)
     before, attributes = snapshot(model), [set(vars(module)) for module in model.modules()]
@@ -434,6 +441,7 @@ def test_a_failure_anywhere_leaves_the_model_as_it_was_and_usable(place, scaled)
     assert all(getattr(module, "shared_weight", None) is None for module in model.modules())
     assert all(norm.step_sums is None for norm in estimated(model))
 
+    optimizer.broken = False
     later = micro_batches([(2, 2), (4, 3)], seed=9)
     block_step(model, optimizer, later, scaler=scaler)
     block_step(untouched, sgd(untouched), later)
@@ -441,10 +449,9 @@ def test_a_failure_anywhere_leaves_the_model_as_it_was_and_usable(place, scaled)
 
 
 def test_a_buffer_that_a_layer_replaces_is_put_back():
-    model = nn.Sequential(Counting(), nn.Linear(2, 1))
-    with pytest.raises(Interrupted), accumulate(model, sgd(model)) as step:
-        step.backward(model(torch.ones(3, 2)).mean(), samples=3)
-        fail()
+    model = nn.Sequential(Counting(), network("gn", "ws"))
+    with pytest.raises(Interrupted):
+        block_step(model, sgd(model), micro_batches([(3, 3)], seed=0), clip=fail)
     assert model[0].seen == 0
 
 
@@ -496,7 +503,10 @@ def test_a_block_inside_a_block_is_refused_and_the_outer_one_goes_on(kind, part)
 
 
 def test_two_models_may_be_in_blocks_at_once():
-    models, others = (network("gn", "ws"), network("gn", "ws", seed=1)), (network("gn", "ws"), network("gn", "ws", seed=1))
+    models, others = (
+        (network("gn", "ws"), network("gn", "ws", seed=1)),
+        (network("gn", "ws"), network("gn", "ws", seed=1)),
+    )
     batches = micro_batches([(2, 2), (1, 1)], seed=0)
     with accumulate(models[0], sgd(models[0])) as one, accumulate(models[1], sgd(models[1])) as two:
         for batch in batches:
@@ -577,6 +587,7 @@ def test_an_unknown_process_group_is_refused():
 @pytest.mark.parametrize("clip", [None, AGC(0.01)])
 def test_a_compiled_model_gives_the_same_steps_and_is_compiled_once(clip):
     torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
     plain, model = (network("bcn-micro", "ws") for _ in range(2))
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     optimizers = [OPTIMIZERS["sgd"](m.parameters()) for m in (plain, model)]
@@ -650,9 +661,7 @@ def through_torch_save(model):
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize(
-    "copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)), through_torch_save]
-)
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)), through_torch_save])
 def test_a_copy_made_after_a_block_trains_on_as_the_model_does(copied, compiled):
     model = mixed_network()
     used = torch.compile(model, backend="eager") if compiled else model

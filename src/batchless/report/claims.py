@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .table import Cell, Comparison
+from batchless.report.table import Cell, Comparison
 
 MICRO = 2  # images per forward up to which one speaks of a micro-batch
 FAILS = 5.0  # percentage points lost from which a normalizer is said to fail there

@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from statistics import fmean
 
+from batchless.report.chart import Axis, Chart, Line, Point, Style, draw, style, ticks
+from batchless.report.table import Cell, Comparison
 from batchless.runs import Run, number
-
-from .chart import Axis, Chart, Line, Point, Style, draw, style, ticks
-from .table import Cell, Comparison
 
 POINTS = 120  # of one learning curve; more cannot be seen
 Curve = list[tuple[float, float]]

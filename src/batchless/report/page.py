@@ -5,12 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from batchless.report.chart import CROSS
+from batchless.report.figures import accuracy_chart, learning_charts, styles
+from batchless.report.table import Comparison, comparison
 from batchless.runs import Run, number
 from batchless.runs.atomic import reason, write_text
-
-from .chart import CROSS
-from .figures import accuracy_chart, learning_charts, styles
-from .table import Comparison, comparison
 
 
 def write_page(

@@ -6,9 +6,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from batchless.report.likeness import shared_config, unlike
 from batchless.runs import Run, number
-
-from .likeness import shared_config, unlike
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .atomic import reason, remove_leftovers, replacing
+from batchless.runs.atomic import reason, remove_leftovers, replacing
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

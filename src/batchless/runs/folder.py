@@ -16,9 +16,9 @@ from typing import Any
 
 import yaml
 
-from .atomic import reason, write_text
-from .checkpoint import save_checkpoint
-from .environment import describe_environment
+from batchless.runs.atomic import reason, write_text
+from batchless.runs.checkpoint import save_checkpoint
+from batchless.runs.environment import describe_environment
 
 CONFIG, ENVIRONMENT, METRICS, SUMMARY, CHECKPOINTS = (
     "config.yaml",

@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 
 import yaml
 
-from .atomic import reason
-from .folder import CONFIG, ENVIRONMENT, METRICS, SUMMARY
+from batchless.runs.atomic import reason
+from batchless.runs.folder import CONFIG, ENVIRONMENT, METRICS, SUMMARY
 
 
 @dataclass(frozen=True, kw_only=True)

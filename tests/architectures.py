@@ -1,0 +1,180 @@
+"""Architectures of torchvision, timm and segmentation_models_pytorch that conversions are tried on, without weights.
+
+Every classification, segmentation, detection, video, quantizable and optical-flow builder of torchvision; one or more of
+every timm family that has batch normalization; each decoder of segmentation_models_pytorch.
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import segmentation_models_pytorch as smp
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """How to build one model and what its forward takes.
+
+    `size`: side of its input images in pixels; `frames`: of a video, 0 for an image. `options` go to the builder.
+    `detector`: takes a list of images, and targets in training. `pair`: takes two images and a number of updates.
+    """
+
+    name: str
+    builder: Callable[..., nn.Module]
+    size: int = 64
+    frames: int = 0
+    detector: bool = False
+    pair: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def build(self) -> nn.Module:
+        """The model with random weights, the same at every call."""
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the libraries' own deprecations
+            torch.manual_seed(0)
+            return self.builder(**self.options)
+
+    def arguments(self, samples: int, *, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
+        """Positional arguments of an evaluation forward on `samples` random images."""
+        images = self._images(samples, dtype, seed=1)
+        if self.detector:
+            return ([image.sigmoid() for image in images],)
+        if self.pair:
+            return (images.tanh(), self._images(samples, dtype, seed=2).tanh(), 2)
+        return (images,)
+
+    def training_arguments(self, samples: int) -> tuple[Any, ...]:
+        """Positional arguments of a training forward."""
+        arguments = self.arguments(samples)
+        return (*arguments, [self._target() for _ in range(samples)]) if self.detector else arguments
+
+    def _images(self, samples: int, dtype: torch.dtype, seed: int) -> Tensor:
+        time = (self.frames,) if self.frames else ()
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(samples, 3, *time, self.size, self.size, generator=generator).to(dtype)
+
+    def _target(self) -> dict[str, Tensor]:
+        low, high = self.size // 4, self.size * 3 // 4
+        mask = torch.zeros(1, self.size, self.size, dtype=torch.uint8)
+        mask[:, low:high, low:high] = 1
+        keypoints = torch.tensor([[[low + 1.0, low + 1.0, 1.0]] * 17])
+        box = torch.tensor([[low, low, high, high]], dtype=torch.float32)
+        return {"boxes": box, "labels": torch.ones(1, dtype=torch.long), "masks": mask, "keypoints": keypoints}
+
+
+def _torchvision() -> list[Architecture]:
+    found = []
+    detection = set(torchvision.models.list_models(module=torchvision.models.detection))
+    video = set(torchvision.models.list_models(module=torchvision.models.video))
+    segmentation = set(torchvision.models.list_models(module=torchvision.models.segmentation))
+    for name in torchvision.models.list_models():
+        settings: dict[str, Any] = {"options": {"weights": None}}
+        if name in detection:
+            side = 128
+            settings = {"size": side, "detector": True}
+            settings["options"] = {"weights": None, "weights_backbone": None, "num_classes": 3 + ("keypoint" in name) * -1}
+            if not name.startswith("ssd"):
+                settings["options"] |= {"min_size": side, "max_size": side}
+        elif name in segmentation:
+            settings["options"] |= {"weights_backbone": None, "aux_loss": True, "num_classes": 3}
+            if name.startswith("lraspp"):
+                del settings["options"]["aux_loss"]
+        elif name in video:
+            settings |= {"size": 64, "frames": 8}
+            if name == "s3d":
+                settings |= {"size": 224, "frames": 16}
+            if name.startswith("mvit"):
+                settings["options"] |= {"spatial_size": (64, 64), "temporal_size": 8}
+        elif name.startswith("vit_"):
+            settings["size"] = 70 if name == "vit_h_14" else 64
+            settings["options"] |= {"image_size": settings["size"]}
+        elif name.startswith("maxvit"):
+            settings["size"] = 224
+        elif name.startswith("raft"):
+            settings |= {"size": 128, "pair": True}
+        elif "inception_v3" in name:
+            settings["size"] = 299
+            settings["options"] |= {"init_weights": False}
+        elif "googlenet" in name:
+            settings["options"] |= {"init_weights": False}
+        builder = partial(torchvision.models.get_model, name)
+        found.append(Architecture(name=f"torchvision:{name}", builder=builder, **settings))
+    return found
+
+
+TORCHVISION = _torchvision()
+
+_TIMM = """
+resnet10t resnet18d resnext26ts resnetblur18 legacy_seresnet18 legacy_seresnext26_32x4d seresnext26t_32x4d
+res2net50_14w_8s res2next50 skresnet18 resnest14d densenet121 densenetblur121d vgg11_bn
+mobilenetv2_035 mobilenetv3_small_050 mobilenetv3_large_075 mobilenetv4_conv_small_035 mobilenetv4_hybrid_medium
+efficientnet_b0 efficientnet_lite0 tf_efficientnet_b0 tf_efficientnetv2_b0 efficientnetv2_rw_t efficientnet_es
+mixnet_s tf_mixnet_s mnasnet_small fbnetc_100 fbnetv3_b ghostnet_050 ghostnetv2_100 ghostnetv3_050
+regnetx_002 regnety_002 regnetz_b16 regnetz_c16 rexnet_100 rexnetr_100 hrnet_w18_small dla46_c dla60_res2net dpn48b dpn68
+legacy_xception xception41 xception41p inception_v3 inception_v4 inception_resnet_v2 nasnetalarge pnasnet5large
+cspresnet50 cspresnext50 cspdarknet53 cs3darknet_s darknet17 darknet53 cspnext_tiny selecsls42b tresnet_m tresnet_v2_l
+repvgg_a0 mobileone_s0 levit_128s levit_conv_128s efficientformer_l1 efficientformerv2_s0 convnext_atto
+coatnet_bn_0_rw_224 coatnet_nano_rw_224 maxvit_pico_rw_256 maxxvit_rmlp_nano_rw_256
+resnetv2_18 resnetv2_18d resnetv2_50x1_bit resnetv2_50d_gn resnetv2_50d_evos resnetv2_50d_frn
+nf_resnet26 nf_regnet_b0 eca_nfnet_l0 dm_nfnet_f0
+vovnet39a ese_vovnet19b_slim_dw ese_vovnet19b_slim eca_vovnet39b hardcorenas_a lcnet_035 lcnetv2_small tinynet_e
+edgenext_xx_small mobilevit_xxs mobilevitv2_050 fastvit_t8 poolformer_s12 poolformerv2_s12
+gernet_s ecaresnet26t ecaresnet50d_pruned resnetrs50 eca_botnext26ts_256 eca_halonext26ts lambda_resnet26t bat_resnext26ts
+gcresnext26ts eca_resnext26ts haloregnetz_b lamhalobotnet50ts_256 sebotnet33ts_256
+spnasnet_100 semnasnet_050 test_efficientnet test_efficientnet_ln test_byobnet test_resnet
+hgnet_tiny hgnetv2_b0 repghostnet_050 repvit_m0_9 starnet_s050 shvit_s1 swiftformer_xs fasternet_t0 nextvit_small
+efficientvit_b0 efficientvit_m0 efficientvim_m1 convmixer_768_32 visformer_tiny xcit_nano_12_p16_224 tiny_vit_5m_224
+coat_lite_tiny convit_tiny inception_next_atto lowformer_b0 iformer_t rdnet_tiny csatv2 cpubone_nano mobilenetv5_base
+vitamin_small_224 vit_tiny_r_s16_p8_224 vit_small_resnet26d_224 pvt_v2_b0 mambaout_femto gcvit_xxtiny
+mvitv2_tiny nest_tiny sequencer2d_s test_vit caformer_s18 resnet50_clip resnet32ts resnet33ts resnet51q
+""".split()
+
+_TIMM_SIZES = {
+    "inception_v3": 96,
+    "inception_v4": 96,
+    "inception_resnet_v2": 96,
+    "efficientformer_l1": 224,
+    "eca_halonext26ts": 256,
+    "bat_resnext26ts": 256,
+    "haloregnetz_b": 224,
+    "lamhalobotnet50ts_256": 128,
+}
+"""Side of the images in pixels where 64 do not do."""
+
+_TAKE_THE_SIZE = frozenset(
+    """
+    levit_128s levit_conv_128s efficientformerv2_s0 coatnet_bn_0_rw_224 coatnet_nano_rw_224 maxvit_pico_rw_256
+    maxxvit_rmlp_nano_rw_256 eca_botnext26ts_256 lamhalobotnet50ts_256 sebotnet33ts_256 visformer_tiny coat_lite_tiny
+    convit_tiny vitamin_small_224 vit_tiny_r_s16_p8_224 vit_small_resnet26d_224 gcvit_xxtiny nest_tiny
+    """.split()
+)
+"""Models built for one size of image, which must be told another."""
+
+
+def _timm_model(name: str) -> Architecture:
+    size = _TIMM_SIZES.get(name, 64)
+    options: dict[str, Any] = {"pretrained": False, "num_classes": 10}
+    if name in _TAKE_THE_SIZE:
+        options["img_size"] = size
+    return Architecture(name=f"timm:{name}", builder=partial(timm.create_model, name), size=size, options=options)
+
+
+TIMM = [_timm_model(name) for name in _TIMM]
+
+
+def _segmentation_model(decoder: str, encoder: str) -> Architecture:
+    options = {"encoder_name": encoder, "encoder_weights": None, "classes": 2}
+    return Architecture(name=f"smp:{decoder}-{encoder}", builder=getattr(smp, decoder), options=options)
+
+
+SEGMENTATION_MODELS = [
+    _segmentation_model(decoder, encoder)
+    for decoder in ("Unet", "UnetPlusPlus", "FPN", "PAN", "DeepLabV3", "DeepLabV3Plus", "Linknet", "PSPNet", "MAnet", "UPerNet")
+    for encoder in ("resnet18", "efficientnet-b0", "mobilenet_v2", "timm-regnetx_002")
+]

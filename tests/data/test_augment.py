@@ -1,0 +1,131 @@
+from random import Random
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchless.data import IMAGENET_STATISTICS, Augment, ChannelStatistics, Subset, channel_statistics, open_images
+from batchless.data.augment import augmented, centred
+from batchless.data.memory import TensorImages
+from batchless.data.statistics import normalized
+
+sizes = st.integers(1, 24)
+
+
+def numbered(height: int, width: int) -> torch.Tensor:
+    """An image in which every pixel has another value."""
+    return torch.arange(height * width).reshape(height, width).to(torch.uint8).expand(3, -1, -1)
+
+
+def view(image, size, *, seed=0, **settings):
+    return augmented(image, size, augment=Augment(**settings), rng=Random(seed))
+
+
+def is_part(small: torch.Tensor, large: torch.Tensor) -> bool:
+    windows = large.unfold(1, small.shape[1], 1).unfold(2, small.shape[2], 1)
+    return bool((windows == small[:, None, None]).all(dim=(0, 3, 4)).any())
+
+
+@given(height=sizes, width=sizes, size=sizes, padding=st.integers(0, 4), resized=st.booleans(), seed=st.integers(0, 99))
+def test_every_view_is_a_square_of_the_size(height, width, size, padding, resized, seed):
+    image = numbered(height, width)
+    assert centred(image, size).shape == (3, size, size)
+    result = view(image, size, seed=seed, crop_padding=padding, random_resized_crop=resized)
+    assert result.shape == (3, size, size)
+    assert result.dtype == torch.uint8
+
+
+@given(seed=st.integers(0, 999), padding=st.integers(0, 4), flip=st.booleans())
+def test_pad_and_crop_cuts_a_part_out_of_the_padded_image(seed, padding, flip):
+    padded = torch.nn.functional.pad(numbered(8, 8), [padding] * 4)
+    result = view(numbered(8, 8), 8, seed=seed, crop_padding=padding, flip=flip)
+    assert is_part(result, padded) or (flip and is_part(result.flip(2), padded))
+
+
+def test_all_crops_and_both_flips_occur():
+    views = {view(numbered(4, 4), 4, seed=seed, crop_padding=1).numpy().tobytes() for seed in range(400)}
+    assert len(views) == 3 * 3 * 2
+
+
+def test_flips_are_half_of_the_images():
+    image = numbered(4, 4)
+    flipped = sum(torch.equal(view(image, 4, seed=seed, crop_padding=0), image.flip(2)) for seed in range(1000))
+    assert 430 < flipped < 570
+
+
+def test_nothing_random_leaves_a_square_as_it_is():
+    image = numbered(8, 8)
+    assert torch.equal(view(image, 8, crop_padding=0, flip=False), image)
+    assert torch.equal(centred(image, 8), image)
+    assert torch.equal(view(image, 8, random_resized_crop=True, scale=(1, 1), ratio=(1, 1), flip=False), image)
+
+
+def test_evaluation_takes_the_centre():
+    assert torch.equal(centred(numbered(8, 12), 8), numbered(8, 12)[:, :, 2:10])
+    assert torch.equal(centred(numbered(14, 8), 8), numbered(14, 8)[:, 3:11])
+    grey = torch.full((3, 30, 50), 77, dtype=torch.uint8)
+    assert torch.equal(centred(grey, 8), grey[:, :8, :8])
+
+
+@given(height=st.integers(4, 40), width=st.integers(4, 40), seed=st.integers(0, 99))
+def test_resized_crops_show_only_the_image(height, width, seed):
+    image = torch.full((3, height, width), 200, dtype=torch.uint8)
+    assert (view(image, 8, seed=seed, random_resized_crop=True) == 200).all()
+
+
+def test_the_input_is_not_written_to():
+    image = numbered(8, 8).clone()
+    for resized in (False, True):
+        view(image, 8, random_resized_crop=resized).fill_(0)
+    assert torch.equal(image, numbered(8, 8))
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"crop_padding": -1}, "crop_padding"),
+        ({"scale": (0.0, 1.0)}, "scale"),
+        ({"scale": (0.5, 0.4)}, "scale"),
+        ({"scale": (0.5, 1.5)}, "scale"),
+        ({"ratio": (0.0, 1.0)}, "ratio"),
+        ({"ratio": (2.0, 1.0)}, "ratio"),
+    ],
+)
+def test_settings_are_checked(settings, name):
+    with pytest.raises(ValueError, match=f"^{name}="):
+        Augment(**settings)
+
+
+def test_statistics_normalize_what_they_were_computed_from():
+    images = open_images(None, "test")
+    values = normalized(images.images, channel_statistics(images)).double()
+    torch.testing.assert_close(values.mean(dim=(0, 2, 3)), torch.zeros(3, dtype=torch.float64), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        values.std(dim=(0, 2, 3), correction=0), torch.ones(3, dtype=torch.float64), rtol=0, atol=1e-5
+    )
+
+
+def test_statistics_take_a_seeded_choice():
+    images = open_images(None, "test")
+    assert channel_statistics(images, limit=50) == channel_statistics(images, limit=50)
+    assert channel_statistics(images, limit=50) != channel_statistics(images, limit=50, seed=1)
+    turned = Subset(dataset=images, indices=tuple(reversed(range(len(images)))))
+    assert channel_statistics(images) == channel_statistics(turned)
+
+
+def test_constant_images_have_no_statistics():
+    black = TensorImages(images=torch.zeros(2, 1, 4, 4).byte(), labels=(0, 0), classes=("a",), origins=(("black", 2),))
+    with pytest.raises(ValueError, match="2 images from black 0 on: a channel has the same value everywhere"):
+        channel_statistics(black)
+    with pytest.raises(ValueError, match="limit=0"):
+        channel_statistics(black, limit=0)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"), [((0, 0), (1, 1, 1)), ((0, 0, 0), (1, 0, 1)), ((0, float("nan"), 0), (1, 1, 1))]
+)
+def test_statistics_are_checked(mean, std):
+    with pytest.raises(ValueError, match=r"mean=.*std="):
+        ChannelStatistics(mean=mean, std=std)
+    assert len(IMAGENET_STATISTICS.mean) == 3
