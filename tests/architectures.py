@@ -170,7 +170,8 @@ TIMM = [_timm_model(name) for name in _TIMM]
 
 def _segmentation_model(decoder: str, encoder: str) -> Architecture:
     options = {"encoder_name": encoder, "encoder_weights": None, "classes": 2}
-    return Architecture(name=f"smp:{decoder}-{encoder}", builder=getattr(smp, decoder), options=options)
+    size = 128 if decoder == "PAN" else 64
+    return Architecture(name=f"smp:{decoder}-{encoder}", builder=getattr(smp, decoder), size=size, options=options)
 
 
 SEGMENTATION_MODELS = [

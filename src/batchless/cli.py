@@ -114,7 +114,7 @@ def _demo(given: Any, words: list[str]) -> None:
     config = _build(given, DemoConfig)
     console = Console()
     started = time.perf_counter()
-    total = len(config.runs())
+    total = len(config.normalizers) * len(config.images_per_forward) * config.seeds
     console.print(f"{total} runs of {config.train.images} images each, {config.train.model}", markup=False)
     with _progress(console) as progress:
         bar = progress.add_task("runs", total=total, figures="the first ones take longest")

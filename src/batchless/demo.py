@@ -1,5 +1,6 @@
 """The whole idea in minutes: one small network, several normalizers, one to many images per forward."""
 
+import itertools
 import multiprocessing
 import os
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ class DemoConfig:
     """What `batchless demo` compares.
 
     Attributes:
-        out: folder of the runs and of `report.html`; must not exist.
+        out: folder of the runs and of `report.html`; must not exist. None: runs/demo, runs/demo-2, ...
         normalizers: the rows.
         images_per_forward: the columns.
         seeds: how often each run is repeated, with seeds 0, 1, ...
@@ -28,16 +29,22 @@ class DemoConfig:
         processes: runs at a time, each with one thread; None: one per core.
     """
 
-    out: str = "runs/demo"
+    out: str | None = None
     normalizers: tuple[str, ...] = ("bn", "gn", "gn+ws", "bcn-micro+ws")
     images_per_forward: tuple[int, ...] = (1, 2, 32)
     seeds: int = 1
     train: TrainConfig = field(default_factory=TrainConfig)
     processes: int | None = None
 
-    def runs(self) -> list[TrainConfig]:
-        """One configuration for each run, those that take longest first."""
-        folder = Path(self.out)
+    def folder(self) -> Path:
+        """Where everything goes."""
+        if self.out is not None:
+            return Path(self.out)
+        names = itertools.chain(["demo"], (f"demo-{number}" for number in itertools.count(2)))
+        return next(folder for name in names if not (folder := Path("runs") / name).exists())
+
+    def runs(self, folder: Path) -> list[TrainConfig]:
+        """One configuration for each run in `folder`, those that take longest first."""
         return [
             replace(
                 self.train,
@@ -68,10 +75,10 @@ def run_demo(config: DemoConfig, on_run: OnRun, *, commands: Sequence[str]) -> t
         ValueError: the folder exists, or a wrong setting. A combination that cannot train (batch statistics of one
             value) is a result, not an error.
     """
-    folder = Path(config.out)
+    folder = config.folder()
     if folder.exists():
         raise ValueError(f"{folder} exists already: choose another folder with --out, or remove it")
-    runs = config.runs()
+    runs = config.runs(folder)
     done: dict[str, Run] = {}
     workers = config.processes or os.cpu_count() or 1
     # spawn: torch's threads do not survive a fork.
