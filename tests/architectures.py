@@ -78,7 +78,11 @@ def _torchvision() -> list[Architecture]:
         if name in detection:
             side = 128
             settings = {"size": side, "detector": True}
-            settings["options"] = {"weights": None, "weights_backbone": None, "num_classes": 3 + ("keypoint" in name) * -1}
+            settings["options"] = {
+                "weights": None,
+                "weights_backbone": None,
+                "num_classes": 3 + ("keypoint" in name) * -1,
+            }
             if not name.startswith("ssd"):
                 settings["options"] |= {"min_size": side, "max_size": side}
         elif name in segmentation:
@@ -138,7 +142,7 @@ mvitv2_tiny nest_tiny sequencer2d_s test_vit caformer_s18 resnet50_clip resnet32
 _TIMM_SIZES = {
     "inception_v3": 96,
     "inception_v4": 96,
-    "inception_resnet_v2": 96,
+    "inception_resnet_v2": 160,
     "efficientformer_l1": 224,
     "eca_halonext26ts": 256,
     "bat_resnext26ts": 256,
@@ -170,12 +174,23 @@ TIMM = [_timm_model(name) for name in _TIMM]
 
 def _segmentation_model(decoder: str, encoder: str) -> Architecture:
     options = {"encoder_name": encoder, "encoder_weights": None, "classes": 2}
-    size = 128 if decoder == "PAN" else 64
+    size = 512 if decoder == "PAN" else 64
     return Architecture(name=f"smp:{decoder}-{encoder}", builder=getattr(smp, decoder), size=size, options=options)
 
 
 SEGMENTATION_MODELS = [
     _segmentation_model(decoder, encoder)
-    for decoder in ("Unet", "UnetPlusPlus", "FPN", "PAN", "DeepLabV3", "DeepLabV3Plus", "Linknet", "PSPNet", "MAnet", "UPerNet")
+    for decoder in (
+        "Unet",
+        "UnetPlusPlus",
+        "FPN",
+        "PAN",
+        "DeepLabV3",
+        "DeepLabV3Plus",
+        "Linknet",
+        "PSPNet",
+        "MAnet",
+        "UPerNet",
+    )
     for encoder in ("resnet18", "efficientnet-b0", "mobilenet_v2", "timm-regnetx_002")
 ]

@@ -3,92 +3,44 @@
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
-from importlib import resources
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from batchless.arguments import CompareConfig, parse_arguments
 from batchless.demo import DemoConfig, run_demo
 from batchless.report import claims, comparison, write_page
 from batchless.runs import Run, find_runs, read_run
 from batchless.tasks import TrainConfig, run_training
 
 _USAGE_ERROR = 2
+_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; the exit status: 0, or 2 for a mistake of the user's, told in one line."""
-    from jsonargparse import ArgumentParser
-
+    """Run the command; the exit status: 0, 2 for a mistake of the user's (told in one line), 130 after Ctrl-C."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    parser = ArgumentParser(prog="batchless", description=__doc__, exit_on_error=False)
-    commands = parser.add_subcommands(dest="command")
-    commands.add_subcommand("demo", _demo_parser(), help="the whole idea in minutes, ends in a report page")
-    commands.add_subcommand("train", _train_parser(), help="train one network, writes a run folder")
-    commands.add_subcommand("compare", _compare_parser(), help="a table and a page from run folders")
+    command = f"batchless {shlex.join(words)}"
     try:
-        given = parser.instantiate(parser.parse_args([_recipe_path(words, index) for index in range(len(words))]))
-        run: Callable[[Any, list[str]], None] = {"demo": _demo, "train": _train, "compare": _compare}[given.command]
-        run(given[given.command], words)
+        match parse_arguments(words):
+            case TrainConfig() as train:
+                _train(train)
+            case DemoConfig() as demo:
+                _demo(demo, command)
+            case CompareConfig() as compare:
+                _compare(compare, command)
     except KeyboardInterrupt:
-        print("\nbatchless: stopped", file=sys.stderr)
-        return 130
-    except (ValueError, _argument_error()) as error:
+        print("batchless: stopped", file=sys.stderr)
+        return _INTERRUPTED
+    except ValueError as error:
         print(f"batchless: {' '.join(str(error).split())}", file=sys.stderr)
         return _USAGE_ERROR
     return 0
 
 
-def _argument_error() -> type[Exception]:
-    from argparse import ArgumentError
-
-    return ArgumentError
-
-
-def _train_parser() -> Any:
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(exit_on_error=False, description="Train one network; everything goes to a run folder.")
-    parser.add_argument("--config", action="config", help="a packaged recipe's name, or a YAML file")
-    parser.add_class_arguments(TrainConfig, as_group=False)
-    return parser
-
-
-def _demo_parser() -> Any:
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(exit_on_error=False, description="Compare normalizers at one to many images per forward.")
-    parser.add_class_arguments(DemoConfig, as_group=False)
-    return parser
-
-
-def _compare_parser() -> Any:
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(exit_on_error=False, description="Compare runs: a table, and a page if --out is given.")
-    parser.add_argument("folders", nargs="+", type=str, help="run folders, or folders that hold them")
-    parser.add_argument("--out", type=str, default=None, help="the HTML page to write")
-    return parser
-
-
-def _recipe_path(words: Sequence[str], index: int) -> str:
-    """The word, or the path of the packaged recipe if it names one after `--config`."""
-    word = words[index]
-    name = word.removeprefix("--config=")
-    if not (word.startswith("--config=") or (index and words[index - 1] == "--config")) or Path(name).exists():
-        return word
-    recipes = resources.files("batchless") / "recipes"
-    known = sorted(recipe.name.removesuffix(".yaml") for recipe in recipes.iterdir() if recipe.name.endswith(".yaml"))
-    if name not in known:
-        raise ValueError(f"there is no file {name!r} and no recipe of that name: the recipes are {', '.join(known)}")
-    return word.removesuffix(name) + str(recipes / f"{name}.yaml")
-
-
-def _train(given: Any, words: list[str]) -> None:
+def _train(config: TrainConfig) -> None:
     from rich.console import Console
 
-    config = _build(given, TrainConfig)
     console = Console()
     with _progress(console) as progress:
         bar = progress.add_task(f"{config.normalizer} at {config.images_per_forward}", total=config.images, figures="")
@@ -108,10 +60,9 @@ def _train(given: Any, words: list[str]) -> None:
     )
 
 
-def _demo(given: Any, words: list[str]) -> None:
+def _demo(config: DemoConfig, command: str) -> None:
     from rich.console import Console
 
-    config = _build(given, DemoConfig)
     console = Console()
     started = time.perf_counter()
     total = len(config.normalizers) * len(config.images_per_forward) * config.seeds
@@ -121,7 +72,7 @@ def _demo(given: Any, words: list[str]) -> None:
         page, table, findings = run_demo(
             config,
             lambda what, done, _: progress.update(bar, completed=done, figures=what),
-            commands=[f"batchless {shlex.join(words)}"],
+            commands=[command],
         )
     console.print(table.rich(title="Test accuracy"))
     for finding in findings:
@@ -129,23 +80,17 @@ def _demo(given: Any, words: list[str]) -> None:
     console.print(f"{time.perf_counter() - started:.0f} s; report: {page.resolve()}", markup=False, highlight=False)
 
 
-def _compare(given: Any, words: list[str]) -> None:
+def _compare(config: CompareConfig, command: str) -> None:
     from rich.console import Console
 
-    runs: list[Run] = [run for folder in given.folders for run in find_runs(folder)]
+    runs: list[Run] = [run for folder in config.folders for run in find_runs(folder)]
     if not runs:
-        raise ValueError(f"no run folder in {', '.join(given.folders)}: name folders that hold a config.yaml")
+        raise ValueError(f"no run folder in {', '.join(config.folders)}: name folders that hold a config.yaml")
     table = comparison(runs)
     Console().print(table.rich(title="Test accuracy"))
-    if given.out is not None:
-        command = f"batchless {shlex.join(words)}"
-        write_page(given.out, runs, title="Comparison of runs", findings=claims(table), commands=[command])
-        print(Path(given.out).resolve())
-
-
-def _build(given: Any, kind: type[Any]) -> Any:
-    """The frozen dataclass `kind` from what was parsed."""
-    return kind(**{item.name: given[item.name] for item in fields(kind)})
+    if config.out is not None:
+        write_page(config.out, runs, title="Comparison of runs", findings=claims(table), commands=[command])
+        print(Path(config.out).resolve())
 
 
 def _progress(console: Any) -> Any:

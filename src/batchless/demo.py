@@ -1,10 +1,11 @@
 """The whole idea in minutes: one small network, several normalizers, one to many images per forward."""
 
-import itertools
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,13 +16,22 @@ from batchless.tasks import TrainConfig, run_training
 OnRun = Callable[[str, int, int], None]
 """`on_run(what, done, total)`: called when a run has ended."""
 
+_SET_BY_THE_DEMO = {
+    "normalizer": "normalizers",
+    "images_per_forward": "images_per_forward",
+    "seed": "seeds",
+    "out": "out",
+    "threads": "processes",
+}
+"""Settings of a run that are not `train`'s here, and where they come from."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
     """What `batchless demo` compares.
 
     Attributes:
-        out: folder of the runs and of `report.html`; must not exist. None: runs/demo, runs/demo-2, ...
+        out: folder of the runs and of `report.html`; must not exist.
         normalizers: the rows.
         images_per_forward: the columns.
         seeds: how often each run is repeated, with seeds 0, 1, ...
@@ -29,22 +39,29 @@ class DemoConfig:
         processes: runs at a time, each with one thread; None: one per core.
     """
 
-    out: str | None = None
+    out: str = "runs/demo"
     normalizers: tuple[str, ...] = ("bn", "gn", "gn+ws", "bcn-micro+ws")
     images_per_forward: tuple[int, ...] = (1, 2, 32)
     seeds: int = 1
     train: TrainConfig = field(default_factory=TrainConfig)
     processes: int | None = None
 
-    def folder(self) -> Path:
-        """Where everything goes."""
-        if self.out is not None:
-            return Path(self.out)
-        names = itertools.chain(["demo"], (f"demo-{number}" for number in itertools.count(2)))
-        return next(folder for name in names if not (folder := Path("runs") / name).exists())
+    def __post_init__(self) -> None:
+        for name in ("normalizers", "images_per_forward"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{name} must be one or more different values, got {list(values)}")
+        for name, value in (("seeds", self.seeds), ("processes", self.processes)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be 1 or more, got {value}")
+        for name, source in _SET_BY_THE_DEMO.items():
+            if getattr(self.train, name) != getattr(TrainConfig(), name):
+                raise ValueError(f"train.{name} is not one for all runs here: set {source} instead")
+        self.runs()
 
-    def runs(self, folder: Path) -> list[TrainConfig]:
-        """One configuration for each run in `folder`, those that take longest first."""
+    def runs(self) -> list[TrainConfig]:
+        """One configuration for each run, those that take longest first."""
+        folder = Path(self.out)
         return [
             replace(
                 self.train,
@@ -75,15 +92,12 @@ def run_demo(config: DemoConfig, on_run: OnRun, *, commands: Sequence[str]) -> t
         ValueError: the folder exists, or a wrong setting. A combination that cannot train (batch statistics of one
             value) is a result, not an error.
     """
-    folder = config.folder()
+    folder = Path(config.out)
     if folder.exists():
         raise ValueError(f"{folder} exists already: choose another folder with --out, or remove it")
-    runs = config.runs(folder)
+    runs = config.runs()
     done: dict[str, Run] = {}
-    workers = config.processes or os.cpu_count() or 1
-    # spawn: torch's threads do not survive a fork.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        waiting = {pool.submit(_train, run): run for run in runs}
+    with _training(runs, processes=config.processes or os.cpu_count() or 1) as waiting:
         for future in as_completed(waiting):
             run = waiting[future]
             outcome = future.result()
@@ -97,10 +111,37 @@ def run_demo(config: DemoConfig, on_run: OnRun, *, commands: Sequence[str]) -> t
     return page, table, findings
 
 
+@contextmanager
+def _training(runs: Sequence[TrainConfig], *, processes: int) -> Iterator[dict[Future[str], TrainConfig]]:
+    """The runs, being trained in processes of their own; an exception in the block ends these at once."""
+    others = multiprocessing.active_children()
+    # spawn: torch's threads do not survive a fork.
+    with ProcessPoolExecutor(min(processes, len(runs)), multiprocessing.get_context("spawn"), _end_silently) as pool:
+        try:
+            yield {pool.submit(_train, run): run for run in runs}
+        except BaseException as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                if process not in others:
+                    process.terminate()
+            if isinstance(error, BrokenProcessPool):
+                raise ValueError(
+                    "a run's process was ended from outside, probably for want of memory: give fewer --processes"
+                ) from error
+            raise
+
+
+def _end_silently() -> None:
+    """Let Ctrl-C, which the terminal sends to every process, end this one without a traceback."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def _train(config: TrainConfig) -> str:
     try:
         return f"{100 * run_training(config).summary['test_accuracy']:.1f} %"
-    except ValueError as error:
+    except Exception as error:
         if not (Path(str(config.out)) / "summary.json").exists():
             raise  # a wrong setting, not a run that failed
         return f"failed ({error})"

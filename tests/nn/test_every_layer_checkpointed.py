@@ -201,6 +201,28 @@ def test_collecting_inside_a_step_is_not_changed_by_checkpoints(reentrant: bool)
     equal(results[1], results[0])
 
 
+@pytest.mark.parametrize("compile_first", [False, True], ids=["compiled-checkpoint", "checkpointed-compilation"])
+def test_compiled_and_checkpointed_inside_a_step(compile_first: bool):
+    """Outside a step a compiled checkpoint is not promised: there only eager mode replays estimates."""
+    torch._dynamo.reset()
+    results = []
+    for call in (plainly, checkpointed(False)):
+        torch.manual_seed(11)
+        norm = scrambled(bnn.BatchChannelNorm(8))
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.ReLU()).double()
+        norm.batch_norm.start_collecting()
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        around = torch.compile(lambda x, call=call, model=model: call(model, x), fullgraph=True, backend="aot_eager")
+        for scale in (1.0, 2.0):
+            x = image(scale)
+            (call(compiled, x) if compile_first else around(x)).square().mean().backward()
+        sums = norm.batch_norm.step_sums
+        gradients = {f"gradient of {name}": p.grad for name, p in model.named_parameters()}
+        results.append(gradients | {"moments": sums[:-1] / sums[-1]})
+    torch._dynamo.reset()
+    equal(results[1], results[0])
+
+
 def test_many_reentrant_forwards_of_one_layer_before_backward():
     """More calls than a detector's head has levels: every one finds its own estimates."""
     results = []

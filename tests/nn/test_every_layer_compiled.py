@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import batchless.nn as bnn
+from batchless.nn.estimated_batch_norm import move_estimates
 from layers_table import LAYERS, Layer
 
 # A reparameterized layer does not look at its mode: once is enough.
@@ -69,6 +70,27 @@ def test_a_schedule_of_the_memory_does_not_recompile():
             for estimates in (module, compiled):
                 estimates.memory.fill_(memory)
             equal_after_two_steps(compiled, module, layer)
+
+
+def test_collecting_for_a_step_equals_eager_and_compiles_once():
+    layer = next(layer for layer in LAYERS if layer.name == "EstimatedBatchNorm")
+    module = layer.build(dtype=torch.float64)
+    twin = copy.deepcopy(module)
+    compiled = torch.compile(twin, fullgraph=True, backend="aot_eager")
+
+    def step() -> None:
+        for estimates in (module, twin):
+            estimates.start_collecting()
+        equal_after_two_steps(compiled, module, layer)
+        torch.testing.assert_close(twin.step_sums, module.step_sums, rtol=1e-12, atol=1e-12)
+        for estimates in (module, twin):
+            move_estimates([estimates], 6)
+            estimates.step_sums = None
+        torch.testing.assert_close(twin.running_var, module.running_var, rtol=1e-12, atol=1e-12)
+
+    step()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        step()
 
 
 @in_both_modes

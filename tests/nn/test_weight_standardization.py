@@ -67,7 +67,9 @@ def test_gradient_equals_the_references(case, preset):
             reference.standardized_weight(weight, preset, **layout),
         )
     )
-    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9 * float(theirs.abs().max()))
+    # For I = 2 the gradient is 0 up to eps: what rounding leaves is relative to its factors, |g| / sigma.
+    scale = float(functional.abs().max() / rows(weight.detach(), layout).std(1).min())
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12 * scale)
 
 
 @given(weights())

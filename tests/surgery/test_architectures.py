@@ -110,7 +110,11 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
 
 def same_snapshot(a: dict[str, Any], b: dict[str, Any]) -> bool:
     states = a.pop("state"), b.pop("state")
-    return a == b and states[0].keys() == states[1].keys() and all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+    return (
+        a == b
+        and states[0].keys() == states[1].keys()
+        and all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+    )
 
 
 def gradients(model: nn.Module, arguments: tuple[Any, ...]) -> dict[str, Tensor | None]:
@@ -142,9 +146,7 @@ def batch_of(normalizer: str) -> int:
     return 2 if isinstance(parse_normalizer(normalizer).act, Bn | SyncBn | Bcn) else 1
 
 
-def check_convert(
-    architecture: Architecture, model: nn.Module, normalizer: str
-) -> tuple[nn.Module, ConversionReport]:
+def check_convert(architecture: Architecture, model: nn.Module, normalizer: str) -> tuple[nn.Module, ConversionReport]:
     """Convert strictly; the model given and the random state are as before."""
     before, random = snapshot(model), torch.get_rng_state()
     converted, report = bl.convert(model, normalizer, example=architecture.arguments(1), strict=True)

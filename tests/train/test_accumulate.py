@@ -96,6 +96,15 @@ def test_pixels_weigh_alike_and_ignored_micro_batches_are_zero(tensor_counts):
     assert_close(snapshot(model), snapshot(whole), **EXACT)
 
 
+@pytest.mark.parametrize("counts", [int, torch.tensor])
+def test_many_samples_do_not_overflow_in_half_precision(counts):
+    model, seen = nn.Linear(1, 1, bias=False).half(), []
+    with accumulate(model, sgd(model, lr=0.0), clip=lambda _: seen.append(model.weight.grad.item())) as step:
+        for slope, samples in ((3e4, 500), (1e4, 250)):
+            step.backward((model(torch.ones(1, 1).half()) * slope).sum(), samples=counts(samples))
+    assert seen == [pytest.approx((3e4 * 500 + 1e4 * 250) / 750, rel=1e-3)]
+
+
 def test_the_mean_of_means_would_be_another_step():
     """The data of these tests tell an unweighted step apart."""
     batches = micro_batches([(3, 3), (1, 1)], seed=0)
@@ -343,6 +352,18 @@ def test_checkpoints_change_neither_gradients_nor_estimates(reentrant):
         for m, optimizer in zip((plain, model), optimizers, strict=True):
             block_step(m, optimizer, micro_batches([(2, 2), (1, 1), (3, 2)], seed=seed))
     assert_close(snapshot(model.parts), snapshot(plain), **EXACT)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_shared_layer_that_is_recomputed_in_one_of_its_calls_weighs_all_alike(reentrant):
+    torch.manual_seed(0)
+    model, start = nn.ModuleList([EstimatedBatchNorm(4)]).double(), (torch.zeros(4).double(), torch.ones(4).double())
+    calls = [torch.randn(2, 4, 3, 3).double() + shift for shift in (0, 5)]
+    with accumulate(model, sgd(model)) as step:
+        recomputed = checkpoint(model[0], calls[0].requires_grad_(), use_reentrant=reentrant)
+        step.backward((recomputed + model[0](calls[1])).square().mean(), samples=2)
+    mean, var = moved(start, [(x.detach(), None) for x in calls], images=2, moves=1)
+    assert_close((model[0].running_mean, model[0].running_var), (mean, var), **EXACT)
 
 
 def test_estimates_that_update_in_the_forward_move_at_each():

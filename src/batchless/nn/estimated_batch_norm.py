@@ -172,7 +172,8 @@ def move_estimates(layers: Sequence[EstimatedBatchNorm], images: int | Tensor) -
     """Move the estimates of `layers` once by the `step_sums` they collected, as the end of an optimizer step does.
 
     Args:
-        layers: all collecting; one that saw nothing (unused, or only empty batches) stays as it is.
+        layers: all collecting; one that saw nothing (unused, or only empty batches) stays as it is, and so does a channel
+            whose values were not finite.
         images: k, the images of the step over all ranks; an int or a 0-d tensor.
     """
     if not layers:
@@ -189,7 +190,10 @@ def move_estimates(layers: Sequence[EstimatedBatchNorm], images: int | Tensor) -
     never = torch.iinfo(torch.long).max
     moves = torch.stack([layer.moves if layer.warmup else torch.full_like(layer.moves, never) for layer in layers])
     rate = move_rate(images, torch.stack([layer.memory for layer in layers]), moves)
-    rate = _per_channel(torch.where(count > 0, rate, 0), sizes)
+    # A channel that overflowed (a step that a GradScaler skips) stays as it is instead of being lost for good.
+    finite = torch.isfinite(shift) & torch.isfinite(square)
+    rate = torch.where(finite, _per_channel(torch.where(count > 0, rate, 0), sizes), 0)
+    shift, square = torch.where(finite, shift, 0), torch.where(finite, square, 0)
     count = _per_channel(count.clamp_min(1), sizes)
     mean = torch.cat([layer.running_mean for layer in layers]).to(shift.dtype) + rate * (shift / count)
     var = torch.lerp(torch.cat([layer.running_var for layer in layers]).to(square.dtype), square / count, rate)

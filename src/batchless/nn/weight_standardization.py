@@ -118,18 +118,53 @@ def standardize_weight(
 
 
 def _divide_inside(rows: Tensor, rule: StandardizationPreset, scale: float | Tensor) -> Tensor:
-    # One fused kernel: group normalization of a single "sample" whose groups are the rows. timm's batch_norm form takes
-    # twice its time and leaves 1e-5 in a row of equal values; three separate reductions take ten times.
     outputs, inputs = rows.shape
     # (W - mu) / sqrt(k var + eps) = k^-1/2 (W - mu) / sqrt(var + eps / k), with k = I / (I - 1) if unbiased.
     correction = inputs / (inputs - 1) if rule.unbiased else 1.0
     factor = scale * correction**-0.5
-    per_row: Tensor | None
+    eps = rule.eps / correction
+    per_row: Tensor | None = None
     if isinstance(factor, Tensor):
         per_row = factor.to(rows.dtype)
-    else:
-        per_row = None if factor == 1.0 else rows.new_full((outputs,), factor)
-    return F.group_norm(rows.unsqueeze(0), outputs, per_row, eps=rule.eps / correction).squeeze(0)
+    elif factor != 1.0:
+        per_row = rows.new_full((outputs,), factor)
+    elif not torch.compiler.is_compiling():
+        standardized: Tensor = _StandardizeRows.apply(rows, eps)[0]
+        return standardized
+    return F.group_norm(rows.unsqueeze(0), outputs, per_row, eps=eps).squeeze(0)
+
+
+class _StandardizeRows(torch.autograd.Function):
+    """`(W - mu) / sqrt(var + eps)` per row, by the two fastest fused kernels there are for it.
+
+    Forward: group normalization of a single "sample" whose groups are the rows; backward: that of layer normalization, which
+    is the same map. Measured by `python -m bench weights`: each is faster in its direction than the other's own, the pair
+    takes under half the time of timm's batch_norm form (which leaves 1e-5 in a row of equal values besides), and three
+    separate reductions take ten times as long. The backward is differentiable again.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(rows: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        outputs, inputs = rows.shape
+        normalized, mean, rstd = torch.ops.aten.native_group_norm(rows, None, None, 1, outputs, inputs, outputs, eps)
+        return normalized, mean.view(outputs, 1), rstd.view(outputs, 1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        rows, _ = inputs
+        _, mean, rstd = output
+        ctx.mark_non_differentiable(mean, rstd)
+        ctx.save_for_backward(rows, mean, rstd)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, *unused: Tensor) -> tuple[Tensor, None]:
+        rows, mean, rstd = ctx.saved_tensors
+        found = torch.ops.aten.native_layer_norm_backward(
+            gradient.contiguous(), rows, [rows.shape[1]], mean, rstd, None, None, [True, False, False]
+        )
+        return found[0], None
 
 
 def _divide(rows: Tensor, rule: StandardizationPreset, scale: float | Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """Give an existing model another normalizer: `model, report = convert(model, "bcn-micro+ws", example=images)`."""
 
-import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,9 +25,9 @@ from batchless.surgery.replace import (
     build_convolution,
     build_norm,
     fits_fan_in,
-    replace_module,
 )
 from batchless.surgery.report import Action, ConversionReport, Entry
+from batchless.surgery.swap import copy_of, keep_own_attributes, replace_module
 
 Skip = Callable[[nn.Module, str], bool]
 """`skip(module, qualified_name)`: whether a layer is left as it is."""
@@ -106,11 +105,10 @@ def convert(
                 f"the model is already converted to {earlier.report.normalizer!r} and cannot become {str(name)!r}: "
                 "convert the original model instead"
             )
-        return copy.deepcopy(model), earlier.report
+        _check_complete(model, earlier.report, strict=strict)
+        return copy_of(model), earlier.report
     _check_convertible(model, name)
-    surgery = _Surgery(
-        copy.deepcopy(model), name, _find_pairs(model, example), skip or (lambda module, qualified: False)
-    )
+    surgery = _Surgery(copy_of(model), name, _find_pairs(model, example), skip or (lambda module, qualified: False))
     surgery.run()
     report = ConversionReport(
         normalizer=str(name),
@@ -118,11 +116,7 @@ def convert(
         entries=tuple(surgery.entries),
         notes=tuple(surgery.notes()),
     )
-    left = [f"{e.name or '(model)'} ({e.detail})" for e in report.skipped if e.name in surgery.left]
-    if strict and left:
-        raise ValueError(
-            f"strict: {len(left)} batch normalizations are left that {name} was to replace: {', '.join(left)}"
-        )
+    _check_complete(surgery.model, report, strict=strict)
     setattr(surgery.model, _ATTRIBUTE, Conversion(report, surgery.certain_pairs(), surgery.ranks))
     return surgery.model, report
 
@@ -137,15 +131,28 @@ def _check_convertible(model: nn.Module, name: Normalizer) -> None:
         )
 
 
+def _check_complete(model: nn.Module, report: ConversionReport, *, strict: bool) -> None:
+    left = [
+        f"{entry.name or '(model)'} ({entry.detail})"
+        for entry in report.skipped
+        if is_batch_normalization(model.get_submodule(entry.name))
+    ]
+    if strict and left:
+        raise ValueError(
+            f"strict: {len(left)} batch normalizations are left that {report.normalizer} was to replace: {', '.join(left)}; "
+            "replace them by hand, or leave strict out"
+        )
+
+
 def _find_pairs(model: nn.Module, example: object) -> Pairs:
     by_structure = pairs_by_structure(model)
     if example is None:
         return by_structure
     pairs = pairs_by_example(model, example)
     # What the example did not reach (a branch for training only) is guessed from the structure.
-    for layer, norm in by_structure.norm_after.items():
-        if layer not in pairs.seen and norm not in pairs.seen:
-            pairs.norm_after[layer] = norm
+    for layer, norms in by_structure.norms_after.items():
+        if pairs.seen.isdisjoint((layer, *norms)):
+            pairs.norms_after[layer] = norms
             if layer in by_structure.exclusive:
                 pairs.exclusive.add(layer)
     for layer, activation in by_structure.activation_before.items():
@@ -164,7 +171,6 @@ class _Surgery:
     pairs: Pairs
     skip: Skip
     entries: list[Entry] = field(default_factory=list)
-    left: set[str] = field(default_factory=set)
     reparameterized: set[str] = field(default_factory=set)
     renamed: dict[str, str] = field(default_factory=dict)
     ranks: dict[str, int] = field(default_factory=dict)
@@ -198,7 +204,7 @@ class _Surgery:
             notes.append(
                 f"batch normalization became {act.name}: with pretrained weights the outputs differ until fine-tuned"
             )
-        if any("statistics start fresh" in entry.detail for entry in self.entries):
+        if any("statistics" in entry.detail and "carried" not in entry.detail for entry in self.entries):
             notes.append("running statistics start fresh: batchless.recalibrate(model, batches) estimates them")
         if weight is None and isinstance(act, NoNorm):
             notes.append("nothing normalizes this model any more: consider none+sws")
@@ -206,17 +212,16 @@ class _Surgery:
 
     def certain_pairs(self) -> dict[str, str]:
         """Layers whose normalization, and nothing else, they feed: what `fold` may merge."""
-        return {
-            layer: self.renamed.get(norm, norm)
-            for layer, norm in self.pairs.norm_after.items()
-            if layer in self.pairs.exclusive
-        }
+        return {layer: self.renamed.get(norm, norm) for layer, norm in self.pairs.certain().items()}
 
     def _convolution(self, qualified: str, module: nn.Module) -> None:
         weight = self.name.weight
-        followed = qualified in self.pairs.norm_after
-        if weight is None or not followed:
-            return self._note(qualified, "kept", module, None, "" if followed else "no normalization follows it")
+        if qualified not in self.pairs.norms_after:
+            shared = qualified in self.pairs.used_elsewhere
+            reason = "its output feeds more than a normalization" if shared else "no normalization follows it"
+            return self._note(qualified, "kept", module, None, reason)
+        if weight is None:
+            return self._note(qualified, "kept", module, None, "")
         if self.skip(module, qualified):
             return self._note(qualified, "kept", module, None, "skipped as asked")
         source = read_convolution(module)
@@ -234,15 +239,15 @@ class _Surgery:
         return self._note(qualified, "replaced", module, built.layer, built.detail)
 
     def _batch_norm(self, qualified: str, module: nn.Module) -> None:
+        feeding = self.pairs.feeding(qualified)
+        holds = self.reparameterized.isdisjoint(feeding)
+        stale = "" if holds else "; its statistics are no longer those of its input"
         if self.skip(module, qualified):
-            return self._note(qualified, "kept", module, None, "skipped as asked")
+            return self._note(qualified, "kept", module, None, f"skipped as asked{stale}")
         source = read_batch_norm(module)
         if isinstance(source, str):
-            self.left.add(qualified)
-            return self._note(qualified, "skipped", module, None, source)
-        feeding = [layer for layer, norm in self.pairs.norm_after.items() if norm == qualified]
-        holds = not any(layer in self.reparameterized for layer in feeding)
-        if _is_already(self.name.act, module):
+            return self._note(qualified, "skipped", module, None, source + stale)
+        if _is_already(self.name.act, module, holds):
             return self._keep_batch_norm(qualified, module, holds)
         rank = self.pairs.rank.get(qualified)
         if rank is None and feeding and isinstance(self.model.get_submodule(feeding[0]), nn.Linear):
@@ -251,12 +256,10 @@ class _Surgery:
         built = build_norm(
             self.name.act, source, statistics_hold=holds, rank=rank, spatial=spatial, name=qualified or "(model)"
         )
-        if "only" in built.detail:
-            warnings.warn(f"{qualified}: {built.detail}; fewer groups give steadier statistics", stacklevel=5)
+        if few := [part for part in built.detail.split("; ") if part.startswith("only ")]:
+            warnings.warn(f"{qualified}: {few[0]}; fewer groups give steadier statistics", stacklevel=4)
         if isinstance(self.name.act, NoNorm):
-            built = Built(
-                built.layer, "; ".join(filter(None, [built.detail, self._bias_in_place_of_norm(feeding, source)]))
-            )
+            built = self._nothing(qualified, built, feeding, source)
         layer = built.layer
         rank = rank or (source.dimensions or 2) + 2
         if source.act is not None and source.drop is not None:
@@ -273,18 +276,32 @@ class _Surgery:
             detail = "statistics start fresh"
         self._note(qualified, "kept", module, None, detail)
 
+    def _nothing(self, qualified: str, built: Built, feeding: list[str], source: BatchNormSource) -> Built:
+        """What stands in place of a removed normalization: nothing, or a copy where in-place code would hit its input."""
+        guessed = self.pairs.seen.isdisjoint((qualified, *feeding))
+        overwritten = qualified in self.pairs.overwritten or (guessed and not feeding)
+        layer, details = built.layer, [built.detail, self._bias_in_place_of_norm(feeding, source)]
+        if overwritten and isinstance(layer, nn.Identity):
+            layer = nn.ZeroPad1d(0)  # torch's own layer that copies
+            details.append("copies, so that nothing overwrites its input")
+        return Built(layer, "; ".join(filter(None, details)))
+
     def _bias_in_place_of_norm(self, feeding: list[str], source: BatchNormSource) -> str:
         """Give each layer that fed the removed normalization a bias, starting at the normalization's."""
         gained = []
         for qualified in feeding:
             layer = self.model.get_submodule(qualified)
-            if getattr(layer, "bias", None) is None:
+            if getattr(layer, "bias", None) is None and not self.skip(layer, qualified):
                 weight = layer.weight
                 assert isinstance(weight, torch.Tensor)
                 start = torch.zeros(source.num_features) if source.bias is None else source.bias.detach()
-                layer.bias = nn.Parameter(start.to(weight.device, weight.dtype, copy=True))
+                trains = source.bias if isinstance(source.bias, nn.Parameter) else weight
+                start = start.to(weight.device, weight.dtype, copy=True)
+                layer.bias = nn.Parameter(start, requires_grad=trains.requires_grad)
                 gained.append(qualified)
-        return f"its bias moved to {', '.join(gained)}" if gained else ""
+        if gained:
+            return f"its bias moved to {', '.join(gained)}"
+        return f"its bias is dropped: {', '.join(feeding)} has one" if feeding and source.bias is not None else ""
 
     def _protect_shortcuts(self) -> None:
         """Make activations write to new memory: without a normalization before it, one in place would overwrite a shortcut."""
@@ -293,8 +310,12 @@ class _Surgery:
                 module.inplace = False  # type: ignore[assignment]
 
     def _replace(self, old: nn.Module, new: nn.Module) -> None:
-        new.train(old.training)
-        new._forward_hooks, new._forward_pre_hooks = old._forward_hooks, old._forward_pre_hooks
+        own = list(old.parameters(recurse=False))
+        if own and not any(parameter.requires_grad for parameter in own):  # frozen stays frozen
+            for module in set(new.modules()) - set(old.modules()):
+                for parameter in module.parameters(recurse=False):
+                    parameter.requires_grad_(False)
+        keep_own_attributes(old, new)
         self.model = replace_module(self.model, old, new)
 
     def _note(self, qualified: str, action: Action, was: nn.Module, now: nn.Module | None, detail: str) -> None:
@@ -302,8 +323,8 @@ class _Surgery:
         self.entries.append(Entry(name=qualified, action=action, was=type(was).__name__, now=after, detail=detail))
 
 
-def _is_already(act: Act, module: nn.Module) -> bool:
+def _is_already(act: Act, module: nn.Module, statistics_hold: bool) -> bool:
     """Whether a batch normalization is what the name asks for and stays the very module it is."""
     if isinstance(act, Bn):
         return isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and not isinstance(module, nn.SyncBatchNorm)
-    return isinstance(act, FrozenBn) and isinstance(module, FrozenBatchNorm)
+    return isinstance(act, FrozenBn) and isinstance(module, FrozenBatchNorm) and statistics_hold

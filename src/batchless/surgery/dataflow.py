@@ -10,77 +10,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from batchless.nn.activation_gain import activation_gain
-from batchless.surgery.pairs import Activation, Pairs, feeds_norm
+from batchless.surgery.pairs import UNKNOWN, Activation, Pairs, feeds_norm
 from batchless.surgery.recognize import is_convolution, is_normalization
+from batchless.surgery.swap import copy_of
 
 _ACTIVATIONS = frozenset(
-    [
-        "relu",
-        "hardtanh",
-        "silu",
-        "gelu",
-        "hardswish",
-        "mish",
-        "leaky_relu",
-        "elu",
-        "celu",
-        "selu",
-        "softplus",
-        "sigmoid",
-        "tanh",
-        "hardsigmoid",
-        "relu6",
-    ]
+    (
+        *("relu", "relu6", "hardtanh", "leaky_relu", "elu", "celu", "selu", "silu", "gelu", "mish", "hardswish"),
+        *("softplus", "sigmoid", "hardsigmoid", "tanh", "softshrink", "hardshrink"),
+    )
 )
 """Elementwise activations as torch's operators name them, whether a module or a function called them."""
 
-_PASS_THROUGH = frozenset(
-    [
-        "max_pool2d_with_indices",
-        "max_pool3d_with_indices",
-        "max_pool2d",
-        "max_pool1d",
-        "max_pool3d",
-        "avg_pool1d",
-        "avg_pool2d",
-        "avg_pool3d",
-        "_adaptive_avg_pool2d",
-        "_adaptive_avg_pool3d",
-        "adaptive_avg_pool1d",
-        "adaptive_max_pool2d",
-        "mean",
-        "view",
-        "_unsafe_view",
-        "reshape",
-        "clone",
-        "constant_pad_nd",
-        "reflection_pad2d",
-        "upsample_nearest2d",
-        "upsample_bilinear2d",
-        "upsample_trilinear3d",
-        "cat",
-        "permute",
-        "transpose",
-        "slice",
-        "split",
-        "split_with_sizes",
-        "chunk",
-        "expand",
-        "squeeze",
-        "unsqueeze",
-        "roll",
-        "_to_copy",
-        "detach",
-        "alias",
-        "native_dropout",
-        "contiguous",
-        "select",
-    ]
+_SUMS = frozenset(
+    (
+        *("convolution", "_convolution", "linear", "addmm", "mm", "bmm", "baddbmm", "sum"),
+        *("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training"),
+        *("cudnn_batch_norm", "miopen_batch_norm", "native_layer_norm", "native_group_norm", "_fused_rms_norm"),
+    )
 )
-"""Operators after which the signal is still that of the activation before them."""
+"""Operators that add many values or normalize: the activation before them says nothing about what comes out."""
+
+_AFFINE = frozenset(["add", "sub", "rsub", "mul", "div"])
+"""Pointwise operators that scale or shift a signal, if all they take beside it is constant over whole channels."""
+
+_COPIES = frozenset(["clone", "copy", "_to_copy", "detach", "alias", "native_dropout"])
+"""Operators after which the signal is what it was before, though torch counts some of them as pointwise."""
 
 
 @dataclass(eq=False)
@@ -94,13 +52,15 @@ class _Output:
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Follows outputs of layers and of activations from operator to operator."""
+    """Follows outputs of layers, of normalizations and of activations from operator to operator."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.outputs: list[_Output] = []
         self.inside_norm = 0
-        self.gains: dict[str, Activation | None] = {}
+        self.inside_inplace = 0
+        self.overwritten: set[str] = set()
+        self.gains: dict[str, Activation] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -111,18 +71,23 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             output = getattr(tensor, "_batchless_output", None)
             if output is not None and not self.inside_norm:
                 output.other_uses += 1
+        norm = getattr(inputs[0], "_batchless_norm", None) if inputs else None
+        if norm is not None and _writes_to_first(func) and not self.inside_inplace:
+            self.overwritten.add(norm)
         result = func(*args, **kwargs)
-        name = func.overloadpacket.__name__
-        base = name[:-1] if name.endswith("_") else name
-        activation = self._activation(func, base, inputs, args, kwargs)
+        activation = self._activation(func, inputs, args, kwargs)
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and tensor.is_floating_point():
                 tensor._batchless_activation = activation  # type: ignore[attr-defined]
+                if norm is not None and _is_view(func):
+                    tensor._batchless_norm = norm  # type: ignore[attr-defined]
         return result
 
     def _activation(
-        self, func: Any, base: str, inputs: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, func: Any, inputs: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Activation | None:
+        """What the result of an operator is the output of: an activation, None for none, or `UNKNOWN`."""
+        base = func.overloadpacket.__name__.removesuffix("_")
         if base in _ACTIVATIONS:
             settings = [value for value in args[1:] if not isinstance(value, Tensor)]
             key = f"{base}{tuple(settings) or ''}{kwargs or ''}"
@@ -131,23 +96,45 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.gains[key] = _gain(key, lambda z: plain(z, *settings, **kwargs))
             return self.gains[key]
         if base in ("_prelu_kernel", "prelu"):
-            slope = float(inputs[1].mean())
-            return _gain(f"prelu({slope:g})", lambda z: torch.where(z >= 0, z, slope * z))
-        carried = [getattr(tensor, "_batchless_activation", None) for tensor in inputs if tensor.is_floating_point()]
-        if base in _PASS_THROUGH and carried and all(item == carried[0] for item in carried):
-            return carried[0]
-        if base == "mul" and len(inputs) == 2 and inputs[0].numel() != inputs[1].numel():
-            # A gate (squeeze-excite) scales whole channels: the signal is still its activation's.
-            larger = 0 if inputs[0].numel() > inputs[1].numel() else 1
-            return carried[larger] if len(carried) == 2 else None
-        return None
+            return _prelu(inputs[1])
+        if base in _SUMS:
+            return None
+        signals = [tensor for tensor in inputs if tensor.is_floating_point()]
+        if base in _AFFINE and len(signals) == 2 and signals[0].numel() != signals[1].numel():
+            # A gate (squeeze-excite) or a bias: the signal is still its activation's.
+            signals = [max(signals, key=Tensor.numel)]
+        carried = [getattr(tensor, "_batchless_activation", None) for tensor in signals]
+        if not carried or (base in ("add", "sub") and len(carried) > 1):
+            return None
+        scaled = base in _AFFINE and len(carried) == 1
+        if torch.Tag.pointwise in func.tags and not scaled and base not in _COPIES:
+            return UNKNOWN
+        return carried[0] if all(item == carried[0] for item in carried) else UNKNOWN
 
 
-def _gain(name: str, function: Callable[[Tensor], Tensor]) -> Activation | None:
+def _writes_to_first(func: Any) -> bool:
+    """Whether an operator changes its first argument in place."""
+    arguments = func._schema.arguments
+    return bool(arguments and arguments[0].alias_info and arguments[0].alias_info.is_write)
+
+
+def _is_view(func: Any) -> bool:
+    """Whether an operator's result shares memory with its first argument."""
+    return any(value.alias_info is not None for value in func._schema.returns)
+
+
+def _gain(name: str, function: Callable[[Tensor], Tensor]) -> Activation:
     try:
         return Activation(name, activation_gain(function))
     except (ValueError, RuntimeError):
-        return None
+        return UNKNOWN
+
+
+def _prelu(slopes: Tensor) -> Activation:
+    if slopes.is_meta:
+        return UNKNOWN
+    slope = float(slopes.mean())
+    return _gain(f"prelu({slope:g})", lambda z: torch.where(z >= 0, z, slope * z))
 
 
 def as_arguments(example: object) -> tuple[object, ...]:
@@ -163,7 +150,7 @@ def pairs_by_example(model: nn.Module, example: object) -> Pairs:
     Raises:
         ValueError: the model does not run on the example.
     """
-    probe = copy.deepcopy(model).eval()
+    probe = copy_of(model).eval()
     watch, pairs = _Watch(), Pairs()
     calls: Counter[str] = Counter()
     norm_calls: Counter[str] = Counter()
@@ -172,39 +159,61 @@ def pairs_by_example(model: nn.Module, example: object) -> Pairs:
             _hook_norm(module, name, watch, pairs, norm_calls)
         elif feeds_norm(module):
             _hook_layer(module, name, watch, pairs, calls)
-    arguments = copy.deepcopy(as_arguments(example))
+        if getattr(module, "inplace", False) is True:
+            _hook_inplace(module, watch)
+    devices = {tensor.device for tensor in (*probe.parameters(), *probe.buffers()) if tensor.is_cuda}
     try:
-        with torch.no_grad(), watch:
-            probe(*arguments)
+        arguments = copy.deepcopy(tree_map(_detached, as_arguments(example)))
+        with torch.random.fork_rng(devices=list(devices)), torch.no_grad(), watch:
+            result = probe(*arguments)
     except Exception as error:
         raise ValueError(
-            f"the model does not run on the example ({type(error).__name__}: {error}): pass what its forward takes, a tensor "
-            "or a tuple of positional arguments"
+            f"the model does not run on the example ({type(error).__name__}: {' '.join(str(error).split())}): pass what its "
+            "forward takes, a tensor or a tuple of positional arguments"
         ) from error
-    _conclude(pairs, watch.outputs, calls, norm_calls)
+    for leaf in tree_leaves(result):
+        if (output := getattr(leaf, "_batchless_output", None)) is not None:
+            output.other_uses += 1
+    _conclude(pairs, watch, calls, norm_calls)
     return pairs
 
 
+def _detached(value: object) -> object:
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def _input(inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Tensor:
+    """What a layer of one input was called with, by position or by name."""
+    tensor: Tensor = inputs[0] if inputs else next(iter(keywords.values()))
+    return tensor
+
+
 def _hook_layer(module: nn.Module, name: str, watch: _Watch, pairs: Pairs, calls: Counter[str]) -> None:
-    def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def before(module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         calls[name] += 1
         pairs.seen.add(name)
-        activation = getattr(inputs[0], "_batchless_activation", None)
-        if is_convolution(module) and activation is not None:
+        activation = getattr(_input(inputs, keywords), "_batchless_activation", None)
+        if not is_convolution(module):
+            return
+        if activation is UNKNOWN or (calls[name] > 1 and activation != pairs.activation_before.get(name)):
+            pairs.unknown_activation.add(name)
+        elif activation is not None:
             pairs.activation_before[name] = activation
 
     def after(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         output._batchless_output = _Output(name, is_linear=not is_convolution(module))  # type: ignore[attr-defined]
         watch.outputs.append(output._batchless_output)  # type: ignore[attr-defined]
 
-    module.register_forward_pre_hook(before)
+    module.register_forward_pre_hook(before, with_kwargs=True)
     module.register_forward_hook(after)
 
 
 def _hook_norm(module: nn.Module, name: str, watch: _Watch, pairs: Pairs, norm_calls: Counter[str]) -> None:
-    def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        x = inputs[0]
+    def before(module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         watch.inside_norm += 1
+        if watch.inside_norm > 1:  # the first step of a normalization of two
+            return
+        x = _input(inputs, keywords)
         norm_calls[name] += 1
         pairs.seen.add(name)
         pairs.rank[name] = x.dim()
@@ -216,18 +225,43 @@ def _hook_norm(module: nn.Module, name: str, watch: _Watch, pairs: Pairs, norm_c
 
     def after(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         watch.inside_norm -= 1
+        if isinstance(output, Tensor):
+            output._batchless_norm = name  # type: ignore[attr-defined]
+
+    module.register_forward_pre_hook(before, with_kwargs=True)
+    module.register_forward_hook(after)
+
+
+def _hook_inplace(module: nn.Module, watch: _Watch) -> None:
+    """Disregard what a module writes in place because it was told to: it can be told otherwise."""
+
+    def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        watch.inside_inplace += 1
+
+    def after(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        watch.inside_inplace -= 1
 
     module.register_forward_pre_hook(before)
     module.register_forward_hook(after)
 
 
-def _conclude(pairs: Pairs, outputs: list[_Output], calls: Counter[str], norm_calls: Counter[str]) -> None:
+def _conclude(pairs: Pairs, watch: _Watch, calls: Counter[str], norm_calls: Counter[str]) -> None:
     """Keep the pairs that hold in every call: the layer's output goes to one normalization and nowhere else."""
-    together = Counter((output.layer, output.norm) for output in outputs if output.norm and not output.other_uses)
-    # Behind a linear layer the channel of `[N, L, C]` is not the normalization's: only `[N, C]` can be merged.
-    mergeable = {output.layer for output in outputs if not output.is_linear or pairs.rank.get(output.norm or "") == 2}
+    together = Counter((output.layer, output.norm) for output in watch.outputs if output.norm and not output.other_uses)
+    of_layer: Counter[str] = Counter()
+    of_norm: Counter[str] = Counter()
     for (layer, norm), count in together.items():
-        if norm is not None and count == calls[layer]:
-            pairs.norm_after[layer] = norm
-            if count == norm_calls[norm] and layer in mergeable:
+        assert norm is not None
+        of_layer[layer] += count
+        of_norm[norm] += count
+    # Behind a linear layer the channel of `[N, L, C]` is not the normalization's: only `[N, C]` can be merged.
+    mergeable = {
+        output.layer for output in watch.outputs if not output.is_linear or pairs.rank.get(output.norm or "") == 2
+    }
+    for layer, norm in together:
+        if norm is not None and of_layer[layer] == calls[layer]:
+            pairs.norms_after[layer] = (*pairs.norms_after.get(layer, ()), norm)
+            if together[layer, norm] == calls[layer] == norm_calls[norm] and layer in mergeable:
                 pairs.exclusive.add(layer)
+    pairs.used_elsewhere = {output.layer for output in watch.outputs if output.norm} - pairs.norms_after.keys()
+    pairs.overwritten = {norm for norm in watch.overwritten if of_norm[norm] < norm_calls[norm]}

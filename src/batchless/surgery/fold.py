@@ -1,6 +1,5 @@
 """Turn a trained model into plain torch layers with the same outputs."""
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +16,15 @@ from batchless.nn.skip_init import SkipInit
 from batchless.nn.weight_matrix import from_matrix, to_matrix
 from batchless.surgery.convert import conversion_of, forget_conversion
 from batchless.surgery.dataflow import pairs_by_example
-from batchless.surgery.recognize import PLAIN_CONVOLUTIONS, is_batch_normalization, read_batch_norm
-from batchless.surgery.replace import NormAndActivation, replace_module
+from batchless.surgery.recognize import (
+    PLAIN_CONVOLUTIONS,
+    ConvolutionSource,
+    is_batch_normalization,
+    read_batch_norm,
+    read_convolution,
+)
+from batchless.surgery.replace import NormAndActivation
+from batchless.surgery.swap import copy_of, replace_module
 
 
 def fold(model: nn.Module, example: object = None) -> nn.Module:
@@ -53,9 +59,9 @@ def fold(model: nn.Module, example: object = None) -> nn.Module:
     ranks = {} if conversion is None else conversion.ranks
     if example is not None:
         found = pairs_by_example(model, example)
-        pairs = {layer: norm for layer, norm in found.norm_after.items() if layer in found.exclusive}
+        pairs = {**pairs, **found.certain()}
         ranks = {**ranks, **found.rank}
-    folded = copy.deepcopy(model)
+    folded = copy_of(model)
     forget_conversion(folded)
     with torch.no_grad():
         for module in list(folded.modules()):
@@ -63,7 +69,7 @@ def fold(model: nn.Module, example: object = None) -> nn.Module:
                 folded = replace_module(folded, module, _plain_layer(module))
         feeding = {norm: layer for layer, norm in pairs.items()}
         for name, module in list(folded.named_modules()):
-            layer = folded.get_submodule(feeding[name]) if name in feeding else None
+            layer = _mergeable(folded, name, feeding[name]) if name in feeding else None
             folded = _fold_norm(folded, module, layer, ranks.get(name))
         for module in list(folded.modules()):
             if isinstance(module, NormAndActivation):
@@ -94,11 +100,25 @@ class _Affine:
         return layer.eval()
 
 
+def _mergeable(model: nn.Module, norm: str, layer: str) -> nn.Module | None:
+    """The layer that a normalization can be merged into: one that only adds up weighted inputs, with nothing between."""
+    found = model.get_submodule(layer)
+    wrapper = model.get_submodule(norm.rpartition(".")[0])
+    before_norm = [model.get_submodule(norm), *([wrapper] if isinstance(wrapper, NormAndActivation) else [])]
+    if found._forward_hooks or any(module._forward_pre_hooks for module in before_norm):
+        return None
+    if isinstance(found, nn.Sequential):  # an input padding and the convolution that a reparameterized one became
+        found = found[-1]
+    if type(found) is nn.Linear or isinstance(read_convolution(found), ConvolutionSource):
+        return found
+    return None
+
+
 def _fold_norm(model: nn.Module, module: nn.Module, layer: nn.Module | None, rank: int | None) -> nn.Module:
     affine = _affine(module)
     if affine is None:
         return model
-    if layer is not None and isinstance(layer, (*PLAIN_CONVOLUTIONS, nn.Linear)):
+    if layer is not None:
         _merge(affine, layer)
         return replace_module(model, module, affine.then)
     if isinstance(module, _BatchNorm) or not type(module).__module__.startswith("batchless."):
@@ -173,6 +193,7 @@ def _plain_layer(module: Reparameterized) -> nn.Module:
     old: Any = module
     weight, bias = module.effective_weight(), module.bias
     new: Any
+    pad = getattr(module, "pad_input", None)
     if isinstance(module, LinearForward):
         new = nn.Linear(old.in_features, old.out_features, bias is not None, device="meta", dtype=weight.dtype)
     else:
@@ -184,7 +205,6 @@ def _plain_layer(module: Reparameterized) -> nn.Module:
             "groups": old.groups,
             "bias": bias is not None,
         }
-        pad = getattr(module, "pad_input", None)
         if isinstance(pad, SamePad):
             from timm.layers import Conv2dSame  # the layer this one was converted from
 
@@ -196,6 +216,4 @@ def _plain_layer(module: Reparameterized) -> nn.Module:
         new = kind(old.in_channels, old.out_channels, old.kernel_size, **arguments, device="meta", dtype=weight.dtype)
     new.weight = nn.Parameter(weight.detach().clone())
     new.bias = None if bias is None else nn.Parameter(bias.detach().clone())
-    new.train(module.training)
-    pad = getattr(module, "pad_input", None)
-    return new if pad is None or isinstance(pad, SamePad) else nn.Sequential(pad, new)
+    return new if pad is None else nn.Sequential(pad, new)

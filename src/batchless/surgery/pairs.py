@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,26 +21,43 @@ class Activation:
     gain: float
 
 
+UNKNOWN = Activation("unknown", math.nan)
+"""What a signal is after an operation whose effect on its distribution is not known."""
+
+
 @dataclass
 class Pairs:
     """What was found out about a model; layers are told by their (first) qualified name.
 
-    - `norm_after`: the normalizations that a convolution or linear layer feeds directly, in every call and nothing else.
-    - `exclusive`: of these, the layers whose normalization is fed by nothing else, so that it can be folded into them.
-      Only an example's data flow or an `nn.Sequential` proves it.
+    - `norms_after`: the normalizations that a convolution or linear layer feeds directly, in every call and nothing else;
+      mostly one, several where calls differ (a head over feature maps with a normalization for each).
+    - `exclusive`: of these, the layers with one normalization that is fed by nothing else, so that it can be folded into
+      them. Only an example's data flow or an `nn.Sequential` proves it.
     - `activation_before`: the activation that feeds a convolution; absent where none does.
     - `unknown_activation`: convolutions whose activation could not be found out.
     - `spatial`: for each normalization the fewest spatial positions its inputs had, and `rank` their dimensions.
+    - `overwritten`: normalizations whose output is changed in place while their input is still used elsewhere.
+    - `used_elsewhere`: layers that feed a normalization, but not it alone.
     - `seen`: the layers an example reached.
     """
 
-    norm_after: dict[str, str] = field(default_factory=dict)
+    norms_after: dict[str, tuple[str, ...]] = field(default_factory=dict)
     exclusive: set[str] = field(default_factory=set)
     activation_before: dict[str, Activation] = field(default_factory=dict)
     unknown_activation: set[str] = field(default_factory=set)
     spatial: dict[str, int] = field(default_factory=dict)
     rank: dict[str, int] = field(default_factory=dict)
+    overwritten: set[str] = field(default_factory=set)
+    used_elsewhere: set[str] = field(default_factory=set)
     seen: set[str] = field(default_factory=set)
+
+    def certain(self) -> dict[str, str]:
+        """The exclusive layers and their normalization."""
+        return {layer: norms[0] for layer, norms in self.norms_after.items() if layer in self.exclusive}
+
+    def feeding(self, norm: str) -> list[str]:
+        """The layers that feed a normalization."""
+        return [layer for layer, norms in self.norms_after.items() if norm in norms]
 
 
 def pairs_by_structure(model: nn.Module) -> Pairs:
@@ -54,7 +72,7 @@ def pairs_by_structure(model: nn.Module) -> Pairs:
     for container in model.modules():
         if is_convolution(container) or is_normalization(container):
             continue
-        children = [child for child in _flattened(container) if not isinstance(child, nn.Identity | nn.Dropout)]
+        children = [child for child in _flattened(container) if not _passes_on(child)]
         ordered = _runs_in_order(container)
         candidates = children if ordered else [child for child in children if not is_activation(child)]
         for layer, following in itertools.pairwise(candidates):
@@ -62,11 +80,12 @@ def pairs_by_structure(model: nn.Module) -> Pairs:
                 continue
             name = names[id(layer)]
             if ordered:
-                pairs.norm_after[name] = names[id(following)]
+                known = pairs.norms_after.get(name, ())
+                pairs.norms_after[name] = tuple(dict.fromkeys((*known, names[id(following)])))
                 if uses[id(layer)] == uses[id(following)] == 1 and is_convolution(layer):
                     pairs.exclusive.add(name)
             else:
-                pairs.norm_after.setdefault(name, names[id(following)])
+                pairs.norms_after.setdefault(name, (names[id(following)],))
         _guess_activations(container, names, pairs)
     return pairs
 
@@ -97,15 +116,31 @@ def _guess_activations(container: nn.Module, names: dict[int, str], pairs: Pairs
 
 
 def _flattened(container: nn.Module) -> Iterator[nn.Module]:
-    for child in container.children():
-        if _runs_in_order(child):
+    # Not `children()`, which leaves out the second place of a module that stands twice, such as a shared activation.
+    for child in container._modules.values():
+        if child is not None and _runs_in_order(child):
             yield from _flattened(child)
-        else:
+        elif child is not None:
             yield child
 
 
 def _runs_in_order(container: nn.Module) -> bool:
-    return isinstance(container, nn.Sequential) and type(container).forward is nn.Sequential.forward
+    """Whether the module is an `nn.Sequential` in truth: with its forward, and no hook that changes what passes."""
+    in_order = isinstance(container, nn.Sequential) and type(container).forward is nn.Sequential.forward
+    return in_order and not has_hooks(container)
+
+
+def _passes_on(module: nn.Module) -> bool:
+    """Whether the module gives its input on as it is in evaluation mode; of a subclass, only with the same forward."""
+    kinds = (nn.Identity, nn.Dropout)
+    return any(isinstance(module, kind) and type(module).forward is kind.forward for kind in kinds) and not has_hooks(
+        module
+    )
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether hooks of the user run before or after the module's forward, and may change its input or output."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _width(layer: nn.Module) -> int | None:

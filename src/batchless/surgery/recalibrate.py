@@ -2,17 +2,20 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from batchless.nn.batch_norm import BatchNorm, FrozenBatchNorm
+from batchless.nn.batch_norm import BatchNorm
 from batchless.nn.estimated_batch_norm import EstimatedBatchNorm
 from batchless.nn.standardized import standardized
 from batchless.surgery.dataflow import as_arguments
+from batchless.surgery.recognize import is_batch_normalization
 
-_Norm = _BatchNorm | BatchNorm | FrozenBatchNorm | EstimatedBatchNorm
+_ByBatch = _BatchNorm | BatchNorm
+"""Normalizations by the batch's statistics in training; the others normalize by constants in either mode."""
 
 
 @dataclass
@@ -54,20 +57,25 @@ def recalibrate(model: nn.Module, batches: Iterable[object]) -> None:
 
     Source: precise BatchNorm, Wu & Johnson, arXiv 2105.07576.
     """
-    norms = [module for module in model.modules() if isinstance(module, _Norm) and module.running_mean is not None]
+    norms: list[Any] = [
+        module
+        for module in model.modules()
+        if (is_batch_normalization(module) or isinstance(module, EstimatedBatchNorm))
+        and module.running_mean is not None
+    ]
     if not norms:
         raise ValueError(
             f"{type(model).__name__} has no layer with running statistics or estimates: nothing to recalibrate"
         )
     modes = [(module, module.training) for module in model.modules()]
     before = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
-    observers = [_Observer(norm, norm.running_mean) for norm in norms if norm.running_mean is not None]
-    handles = [observer.norm.register_forward_pre_hook(observer) for observer in observers]
+    observers = [_Observer(norm) for norm in norms]
+    handles = [observer.norm.register_forward_pre_hook(observer, with_kwargs=True) for observer in observers]
     seen = 0
     try:
         model.eval()
         for norm in norms:
-            norm.train(isinstance(norm, _BatchNorm | BatchNorm))
+            norm.training = isinstance(norm, _ByBatch)
         with torch.no_grad(), standardized(model):
             for batch in batches:
                 model(*as_arguments(batch))
@@ -75,11 +83,7 @@ def recalibrate(model: nn.Module, batches: Iterable[object]) -> None:
         if seen == 0:
             raise ValueError("recalibrate needs at least one batch, got none")
         for observer in observers:
-            observer.write(correction=int(isinstance(observer.norm, _BatchNorm | BatchNorm)))
-        for norm in norms:
-            counter = norm.moves if isinstance(norm, EstimatedBatchNorm) else getattr(norm, "num_batches_tracked", None)
-            if isinstance(counter, Tensor):
-                counter.fill_(seen)
+            observer.finish(batches=seen)
     except BaseException:
         with torch.no_grad():
             for buffer, value in before:
@@ -95,18 +99,30 @@ def recalibrate(model: nn.Module, batches: Iterable[object]) -> None:
 class _Observer:
     """A forward pre-hook that merges a layer's input into its moments; estimates follow at once."""
 
-    def __init__(self, norm: nn.Module, mean: Tensor) -> None:
+    def __init__(self, norm: Any) -> None:
+        mean = norm.running_mean
         wide = mean.new_zeros(mean.shape, dtype=torch.promote_types(mean.dtype, torch.float32))
         self.norm, self.moments = norm, _Moments(0, wide, wide.clone())
 
-    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self.moments.add(inputs[0])
-        if isinstance(self.norm, EstimatedBatchNorm | FrozenBatchNorm):
-            self.write(correction=0)
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], keywords: dict[str, Tensor]) -> None:
+        self.moments.add(inputs[0] if inputs else next(iter(keywords.values())))
+        if not isinstance(self.norm, _ByBatch):
+            self._write(correction=0)
 
-    def write(self, *, correction: int) -> None:
-        """Set the layer's statistics, with the variance divided by `count - correction`."""
+    def finish(self, *, batches: int) -> None:
+        """Set the layer's statistics and counter; a layer that saw nothing keeps its own."""
+        by_batch = isinstance(self.norm, _ByBatch)
+        self._write(correction=int(by_batch))
+        counter = (
+            self.norm.moves
+            if isinstance(self.norm, EstimatedBatchNorm)
+            else getattr(self.norm, "num_batches_tracked", None)
+        )
+        if self.moments.count and counter is not None:
+            counter.fill_(batches)
+
+    def _write(self, *, correction: int) -> None:
         if self.moments.count:
             variance = self.moments.squares / max(self.moments.count - correction, 1)
-            self.norm.running_mean.copy_(self.moments.mean)  # type: ignore[operator]
-            self.norm.running_var.copy_(variance)  # type: ignore[operator]
+            self.norm.running_mean.copy_(self.moments.mean)
+            self.norm.running_var.copy_(variance)

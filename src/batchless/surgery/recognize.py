@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from torchvision.ops.misc import FrozenBatchNorm2d
 
@@ -21,6 +20,13 @@ from batchless.nn.reparameterized import Reparameterized
 from batchless.nn.same_padding import SamePad
 
 PLAIN_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+_TIMM_NORMS = (
+    *("EvoNorm2dB0", "EvoNorm2dB1", "EvoNorm2dB2", "EvoNorm2dS0", "EvoNorm2dS1", "EvoNorm2dS2"),
+    *("FilterResponseNormAct2d", "FilterResponseNormTlu2d", "RmsNorm", "RmsNormFp32", "RmsNorm2d", "RmsNorm2dFp32"),
+    *("SimpleNorm", "SimpleNormFp32", "SimpleNorm2d", "SimpleNorm2dFp32"),
+)
+"""timm's normalizations that derive from no class of torch."""
 
 _NOT_ELEMENTWISE = (nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin, nn.MultiheadAttention, nn.GLU, nn.Threshold)
 
@@ -35,7 +41,7 @@ def is_normalization(module: nn.Module) -> bool:
         nn.RMSNorm,
         FrozenBatchNorm2d,
         *ours,
-        *_timm("FrozenBatchNormAct2d"),
+        *_timm("FrozenBatchNormAct2d", *_TIMM_NORMS),
     )
     return isinstance(module, kinds)
 
@@ -69,6 +75,7 @@ class BatchNormSource:
     bias: Tensor | None
     running_mean: Tensor | None
     running_var: Tensor | None
+    num_batches_tracked: Tensor | None
     dimensions: int | None
     drop: nn.Module | None = None
     act: nn.Module | None = None
@@ -89,8 +96,6 @@ class BatchNormSource:
 def read_batch_norm(module: nn.Module) -> BatchNormSource | str:
     """What the batch normalization `module` holds, or why it cannot be replaced."""
     kind = type(module)
-    if any(is_lazy(p) for p in module.parameters(recurse=False)):
-        return "its size is not known yet: run the model once before converting it"
     if parametrize.is_parametrized(module):
         return "its parameters are parametrized"
     with_act = kind in _timm("BatchNormAct2d", "SyncBatchNormAct", "FrozenBatchNormAct2d")
@@ -109,9 +114,11 @@ def read_batch_norm(module: nn.Module) -> BatchNormSource | str:
         bias=getattr(module, "bias", None),
         running_mean=running_mean,
         running_var=getattr(module, "running_var", None),
+        num_batches_tracked=getattr(module, "num_batches_tracked", None),
         dimensions=_spatial_dimensions(module),
-        drop=module.drop if with_act else None,  # type: ignore[arg-type]
-        act=module.act if with_act else None,  # type: ignore[arg-type]
+        # timm's synchronized form has them only where `convert_sync_batchnorm` made it.
+        drop=getattr(module, "drop", nn.Identity()) if with_act else None,
+        act=getattr(module, "act", nn.Identity()) if with_act else None,
     )
 
 
@@ -127,8 +134,6 @@ def read_convolution(module: nn.Module) -> ConvolutionSource | str:
     """What kind of convolution `module` is, or why its weight cannot be reparameterized."""
     if isinstance(module, Reparameterized):
         return "its weight is reparameterized already"
-    if any(is_lazy(p) for p in module.parameters(recurse=False)):
-        return "its size is not known yet: run the model once before converting it"
     if parametrize.is_parametrized(module) or "weight" not in module._parameters:
         return "its weight is computed by a parametrization or a hook"
     if type(module) in _timm("Conv2dSame"):

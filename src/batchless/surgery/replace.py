@@ -75,7 +75,7 @@ def build_norm(
         case Ln():
             return _layer_norm(source, rank, spatial, name)
         case In():
-            return _instance_norm(source, rank, name)
+            return _instance_norm(source, rank, spatial, name)
         case Bcn() | BcnMicro():
             return _batch_channel_norm(act, source, statistics_hold, spatial, name)
         case NoNorm():
@@ -86,7 +86,7 @@ def build_norm(
 
 def starts_at_zero(source: BatchNormSource) -> bool:
     """Whether the layer's gains are all zero: a residual branch that begins as nothing."""
-    return source.weight is not None and not bool(source.weight.detach().any())
+    return source.weight is not None and not source.weight.is_meta and not bool(source.weight.detach().any())
 
 
 def _copy_affine(target: nn.Module, source: BatchNormSource) -> None:
@@ -99,13 +99,22 @@ def _copy_affine(target: nn.Module, source: BatchNormSource) -> None:
                 own.requires_grad_(value.requires_grad)
 
 
-def _copy_statistics(target: nn.Module, source: BatchNormSource, statistics_hold: bool) -> str:
+def _copy_statistics(target: Any, source: BatchNormSource, statistics_hold: bool) -> str:
     if not statistics_hold or source.running_mean is None or source.running_var is None:
         return "statistics start fresh"
     with torch.no_grad():
-        target.running_mean.copy_(source.running_mean)  # type: ignore[operator]
-        target.running_var.copy_(source.running_var)  # type: ignore[operator]
+        target.running_mean.copy_(source.running_mean)
+        target.running_var.copy_(source.running_var)
+        if isinstance(target, layers.EstimatedBatchNorm) and _has_seen_data(source.running_mean, source.running_var):
+            # Past the warm-up, whose first move would replace them. Counters cannot tell: checkpoints often leave them 0.
+            target.moves.fill_(math.ceil(min(float(target.memory), 2**31)))
+        elif source.num_batches_tracked is not None and hasattr(target, "num_batches_tracked"):
+            target.num_batches_tracked.copy_(source.num_batches_tracked)
     return "statistics carried over"
+
+
+def _has_seen_data(mean: Tensor, var: Tensor) -> bool:
+    return not mean.is_meta and bool(mean.any() or (var != 1).any())
 
 
 def _group_detail(source: BatchNormSource, groups: int, spatial: int | None, name: str) -> str:
@@ -114,9 +123,14 @@ def _group_detail(source: BatchNormSource, groups: int, spatial: int | None, nam
         return detail
     values = values_per_group(source.num_features, groups, spatial)
     if values == 1:
+        fix = (
+            "use fewer groups, such as gn(groups=1), or skip this layer"
+            if groups > 1
+            else "give larger inputs, or skip it"
+        )
         raise ValueError(
             f"{name}: {groups} groups of an input with {source.num_features} channels and {spatial} positions hold one "
-            "value each, whose normalized value is 0: use fewer groups, such as gn(groups=1), or skip this layer"
+            f"value each, whose normalized value is 0: {fix}"
         )
     return detail if values >= 8 else f"{detail}; only {values} values per group on the example"
 
@@ -141,10 +155,11 @@ def _layer_norm(source: BatchNormSource, rank: int | None, spatial: int | None, 
     return Built(layer, "over the features")
 
 
-def _instance_norm(source: BatchNormSource, rank: int | None, name: str) -> Built:
-    if rank == 2:
+def _instance_norm(source: BatchNormSource, rank: int | None, spatial: int | None, name: str) -> Built:
+    if rank == 2 or spatial == 1:
+        shape = "[N, C]" if rank == 2 else "one position wide"
         raise ValueError(
-            f"{name}: instance normalization needs an input with space, this one is [N, C]: use gn or ln, or skip"
+            f"{name}: instance normalization needs an input with space, this one is {shape}: use gn or ln, or skip this layer"
         )
     dimensions = rank - 2 if rank is not None else (source.dimensions or 2)
     kind = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)[dimensions - 1]
@@ -280,14 +295,3 @@ def fits_fan_in(weight: Weight, module: nn.Module) -> bool:
     conv: Any = module
     inputs = conv.weight.shape[0] // conv.groups if conv.transposed else conv.weight.shape[1]
     return isinstance(weight, Wn) or inputs * math.prod(conv.kernel_size) > 1
-
-
-def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
-    """Put `new` wherever `old` stands in `model`, in place; returns the model, which is `new` if `old` was it."""
-    if old is model:
-        return new
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if child is old:
-                parent._modules[name] = new
-    return model

@@ -1,6 +1,7 @@
 """One optimizer step over any number of micro-batches and processes, exactly as over the whole batch."""
 
 import itertools
+import operator
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,15 +13,12 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from batchless.nn.estimated_batch_norm import EstimatedBatchNorm, move_estimates
-from batchless.nn.reparameterized import Reparameterized
 from batchless.nn.standardized import standardized
 from batchless.train.all_reduce import ProcessGroup, Totals, reduce_gradients, resolve_group
 from batchless.train.clipping import Clip
+from batchless.train.guard import guarded
 
 T = TypeVar("T")
-
-_MARK = "_batchless_step_in_progress"
-"""Attribute that a model has while a block is open on it."""
 
 
 class Step:
@@ -44,7 +42,7 @@ class Step:
                 Both may be 0-d tensors on the device, which are not synchronized.
 
         Raises:
-            ValueError: a loss that is not 0-d, a negative count, or a step that has ended.
+            ValueError: a loss that is not 0-d, a count that is none, or a step that has ended.
         """
         if not self._open:
             raise ValueError(
@@ -54,9 +52,9 @@ class Step:
             raise ValueError(
                 f"mean_loss must be one number (0-d), got shape {tuple(mean_loss.shape)}: average it first"
             )
-        if isinstance(samples, int) and samples < 0:
-            raise ValueError(f"samples must be 0 or more, got {samples}")
-        self.images = self.images + (samples if images is None else images)
+        samples = _count(samples, "samples")
+        images = samples if images is None else _count(images, "images")
+        self.images = self.images + images
         self.samples = self.samples + samples
         if isinstance(samples, int) and isinstance(self.first, int):
             self.first = self.first or samples
@@ -77,6 +75,19 @@ class Step:
     def close(self) -> None:
         """Refuse further calls."""
         self._open = False
+
+
+def _count(value: int | Tensor, name: str) -> int | Tensor:
+    """A whole number or a 0-d tensor; numpy's whole numbers become Python's."""
+    if isinstance(value, Tensor) and value.dim() == 0:
+        return value
+    try:
+        count = operator.index(value)
+    except TypeError:
+        count = -1
+    if count < 0:
+        raise ValueError(f"{name} must be a whole number of 0 or more, or a 0-d tensor, got {value!r}")
+    return count
 
 
 @contextmanager
@@ -109,7 +120,8 @@ def accumulate(
         A `Step`, whose `backward(mean_loss, samples=n)` takes the place of `loss.backward()`.
 
     Raises:
-        ValueError: gradients already there, a block inside a block, a wrapped model, no samples on any process. After
+        ValueError: gradients already there, a block inside a block, a wrapped model, an optimizer of other parameters too,
+            an unknown process group, no samples on any process. After
             this or any other exception in the block, parameters and buffers are as before it and gradients None (an
             exception out of `optimizer.step` itself may leave parameters half stepped).
 
@@ -120,60 +132,41 @@ def accumulate(
     ...     for x in torch.randn(4, 1, 2):
     ...         step.backward(model(x).square().mean(), samples=len(x))
     """
-    _check(model)
     group = resolve_group(process_group)
     estimated = _estimated_layers(model, several_processes=group is not None)
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     step = Step(scaler)
-    setattr(model, _MARK, True)
-    try:
-        for layer in estimated:
-            layer.start_collecting()
-        with standardized(model):
-            yield step
-        step.close()
-        totals = Totals(step.first, step.samples, step.images)
-        totals = reduce_gradients(model, totals, [layer.step_sums for layer in estimated], group)
-        if scaler is not None:
-            scaler.unscale_(optimizer)
+    with guarded(model, optimizer):
+        try:
+            for layer in estimated:
+                layer.start_collecting()
+            with standardized(model):
+                yield step
+            step.close()
+            totals = Totals(step.first, step.samples, step.images)
+            totals = reduce_gradients(model, totals, [layer.step_sums for layer in estimated], group)
+            _step_optimizer(model, optimizer, clip, scaler)
+            move_estimates(estimated, totals.images)
+        finally:
+            step.close()
+            for layer in estimated:
+                layer.step_sums = None
+
+
+def _step_optimizer(model: nn.Module, optimizer: Optimizer, clip: Clip | None, scaler: GradScaler | None) -> None:
+    if scaler is None:
         if clip is not None:
             clip(model)
-        if scaler is None:
-            optimizer.step()
-        else:
-            scaler.step(optimizer)
-            scaler.update()
-        move_estimates(estimated, totals.images)
+        optimizer.step()
+        return
+    try:
+        scaler.unscale_(optimizer)
+        if clip is not None:
+            clip(model)
+        scaler.step(optimizer)
     except BaseException:
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
+        scaler.update(scaler.get_scale())  # forget that this optimizer was unscaled; the scale stays
         raise
-    finally:
-        delattr(model, _MARK)
-        step.close()
-        for layer in estimated:
-            layer.step_sums = None
-        for parameter in model.parameters():
-            parameter.grad = None
-
-
-def _check(model: nn.Module) -> None:
-    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-        raise ValueError(
-            f"got a model wrapped in {type(model).__name__}: pass the bare model (model.module) and call it in the block; "
-            "accumulate reduces the gradients itself"
-        )
-    for module in model.modules():
-        shared = isinstance(module, Reparameterized) and module.shared_weight is not None
-        if shared or hasattr(module, _MARK):
-            raise ValueError("this model is already inside an accumulate or standardized block: leave that one first")
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None:
-            raise ValueError(
-                f"{name} already has a gradient, which would be weighted wrongly: "
-                "call optimizer.zero_grad() before the block"
-            )
+    scaler.update()
 
 
 def _estimated_layers(model: nn.Module, *, several_processes: bool) -> list[EstimatedBatchNorm]:

@@ -27,10 +27,10 @@ def resolve_group(process_group: ProcessGroup) -> dist.ProcessGroup | None:
     Raises:
         ValueError: neither "world", a group nor None.
     """
-    if process_group is None or not (dist.is_available() and dist.is_initialized()):
-        return None
     if isinstance(process_group, str) and process_group != "world":
         raise ValueError(f"process_group must be 'world', a torch.distributed group or None, got {process_group!r}")
+    if process_group is None or not (dist.is_available() and dist.is_initialized()):
+        return None
     group = dist.group.WORLD if isinstance(process_group, str) else process_group
     return group if group is not None and dist.get_world_size(group) > 1 else None
 

@@ -78,12 +78,12 @@ class AGC:
 
     def __call__(self, model: nn.Module) -> None:
         """Clip the gradients of `model`; parameters without a gradient are passed over."""
-        seen: set[int] = set()
-        for module, name, parameter_name, parameter in _parameters(model):
-            if parameter.grad is None or id(parameter) in seen or self.exclude(module, name, parameter_name):
-                continue
-            seen.add(id(parameter))
-            self._clip(module, parameter, parameter.grad)
+        # A parameter shared by two modules is left alone if either of them says so, and clipped once.
+        done = {id(p) for module, name, own_name, p in _parameters(model) if self.exclude(module, name, own_name)}
+        for module, _, _, parameter in _parameters(model):
+            if parameter.grad is not None and id(parameter) not in done:
+                done.add(id(parameter))
+                self._clip(module, parameter, parameter.grad)
 
     def excluded(self, model: nn.Module) -> list[str]:
         """Qualified names of the parameters that `exclude` leaves out, for a run's report."""
@@ -120,6 +120,7 @@ class AGC:
 
 def _parameters(model: nn.Module) -> Iterator[tuple[nn.Module, str, str, nn.Parameter]]:
     """Each parameter with the module that owns it, that module's qualified name, and its own name there."""
-    for name, module in model.named_modules():
+    for full_name, module in model.named_modules():
+        name = ".".join(part for part in full_name.split(".") if part != "_orig_mod")  # torch.compile's wrapper
         for parameter_name, parameter in module.named_parameters(recurse=False):
             yield module, name, parameter_name, parameter

@@ -35,6 +35,10 @@ def train(
 ) -> dict[str, float]:
     """Train `model` in place on `settings.images` images; metrics and the last checkpoint go to the run folder.
 
+    `metrics.jsonl` gets `{"kind": "train", "images": ..., "loss": ...}` about twice a second (the loss of the step just
+    done, before it) and `{"kind": "test", "images": ..., <name>: <value>, ...}` at every evaluation; `images` are those seen
+    so far. `checkpoints/last.pt` (`model`, `optimizer`, `images`) is written before every evaluation.
+
     Args:
         model: with the normalizer it is to be trained with.
         task: what is learned.
@@ -47,15 +51,12 @@ def train(
         The summary: the last test figures as `test_<name>`, `images`, `seconds`, `images_per_second` of training.
 
     Raises:
-        ValueError: the loss became NaN or infinite; nothing of it reaches the checkpoint.
+        ValueError: the loss or a weight became NaN or infinite; the checkpoint is one from before.
     """
     loop = _Loop(model.to(settings.device), task, data, settings, run, on_progress)
     test = loop.run_all()
     summary = {f"test_{name}": value for name, value in test.items()}
-    summary |= {"images": settings.images, "seconds": loop.seconds, "images_per_second": settings.images / loop.seconds}
-    run.save_checkpoint(
-        "last", {"model": model.state_dict(), "optimizer": loop.optimizer.state_dict(), "images": loop.images}
-    )
+    summary |= {"images": loop.images, "seconds": loop.seconds, "images_per_second": loop.images / loop.seconds}
     run.finish(summary)
     return summary
 
@@ -97,20 +98,29 @@ class _Loop(Generic[Batch]):
         test: Mapping[str, float] = {}
         self.model.train()
         self.logged = started = time.perf_counter()
-        for step in batched(self._micro_batches(), settings.images_per_step // settings.images_per_forward):
+        for step in self._steps():
             self._step(step)
             if self.images >= evaluate_at[0]:
+                self._require_finite()  # waits for the device, so before the clock is read
                 self.seconds += time.perf_counter() - started
+                self._save()
                 test = self._evaluate()
                 evaluate_at = [at for at in evaluate_at if at > self.images]
                 started = time.perf_counter()
         return test
 
-    def _micro_batches(self) -> Iterator[Batch]:
-        left, epoch = self.settings.images, 0
+    def _steps(self) -> Iterator[list[Batch]]:
+        """The micro-batches of each optimizer step.
+
+        No step crosses epochs: with a ragged micro-batch in its middle it would see other images, and there would be
+        another number of steps, for each `images_per_forward`.
+        """
+        settings = self.settings
+        left, epoch = settings.images, 0
         while left > 0:
             images = min(left, self.data.images_per_epoch)
-            yield from self.data.train(epoch, images_per_forward=self.settings.images_per_forward, images=images)
+            micro_batches = self.data.train(epoch, images_per_forward=settings.images_per_forward, images=images)
+            yield from batched(micro_batches, settings.images_per_step // settings.images_per_forward)
             left, epoch = left - images, epoch + 1
 
     def _step(self, micro_batches: list[Batch]) -> None:
@@ -138,8 +148,15 @@ class _Loop(Generic[Batch]):
         self.run.log({"kind": "train", "images": self.images, "loss": loss})
         self.on_progress(self.images, self.figures)
 
+    def _save(self) -> None:
+        # A finite loss may have had a gradient that was not, which would show only in the next loss.
+        for name, parameter in self.model.named_parameters():
+            if not bool(parameter.isfinite().all()):
+                raise ValueError(f"{name} became NaN or infinite within {self.images} images: {self._fix()}")
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "images": self.images}
+        self.run.save_checkpoint("last", state)
+
     def _evaluate(self) -> Mapping[str, float]:
-        self._require_finite()
         test = evaluate(self.model, self.task, self.data, self.settings.device)
         self.run.log({"kind": "test", "images": self.images, **test})
         self.figures.update({f"test_{name}": value for name, value in test.items()})
@@ -148,8 +165,11 @@ class _Loop(Generic[Batch]):
 
     def _require_finite(self) -> None:
         if not bool(self.finite):
-            rate = self.settings.optimizer.learning_rate
-            raise ValueError(
-                f"the loss became NaN or infinite within {self.images} images: lower optimizer.learning_rate "
-                f"(now {rate:g}), lengthen optimizer.warmup, or clip (optimizer.adaptive_clipping=0.1)"
-            )
+            raise ValueError(f"the loss became NaN or infinite within {self.images} images: {self._fix()}")
+
+    def _fix(self) -> str:
+        optimizer = self.settings.optimizer
+        return (
+            f"lower optimizer.learning_rate (now {optimizer.learning_rate:g}), lengthen optimizer.warmup "
+            f"(now {optimizer.warmup:g}), or clip (optimizer.adaptive_clipping=0.1)"
+        )

@@ -48,6 +48,9 @@ class OptimizerSettings:
             self.adaptive_clipping is None or self.clip_norm is None,
             "optimizer.adaptive_clipping and optimizer.clip_norm are alternatives: set one of them",
         )
+        for name in ("adaptive_clipping", "clip_norm"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, f"optimizer.{name} must be above 0, or null for none; got {value}")
 
     def build(self, model: nn.Module) -> Optimizer:
         """The optimizer over the parameters of `model` that require a gradient."""
@@ -87,7 +90,8 @@ class LoopSettings:
     Attributes:
         images: how many training images are seen in all.
         images_per_forward: the micro-batch.
-        images_per_step: what one optimizer step sees; a multiple of `images_per_forward`.
+        images_per_step: what one optimizer step sees; a multiple of `images_per_forward`. The last step of an epoch sees
+            what is left of it.
         evaluations: how often the test images are evaluated, evenly spread, the last time at the end.
         optimizer: the optimizer and its schedule.
         device: where the model lives, `cpu` or `cuda`.

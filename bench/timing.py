@@ -1,0 +1,140 @@
+"""Fair timings of several contestants in one process, and the ratios between them."""
+
+import gc
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+Contestant = Callable[[], object]
+Times = Mapping[str, tuple[float, ...]]
+"""Seconds by contestant; the i-th of each comes from the same round."""
+
+MIN_ROUNDS = 6
+"""Below it even the smallest and the largest time do not enclose the median with 95 % confidence (1 - 2 / 2^6 = 97 %)."""
+
+Verdict = Literal["met", "missed", "undecided"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """`of` is to take at most `at_most` times as long as `base`."""
+
+    of: str
+    base: str
+    at_most: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What was measured, and what is to be read from it.
+
+    Attributes:
+        title: one line.
+        base: the contestant that the table's ratios refer to.
+        times: of all contestants.
+        targets: to be judged.
+        bytes_moved: by contestant, what an implementation must read and write at least, where that bounds the time.
+    """
+
+    title: str
+    base: str
+    times: Times
+    targets: tuple[Target, ...] = ()
+    bytes_moved: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ratio:
+    """One contestant's time over another's: of the minima, of the medians, and the latter's 95 % interval."""
+
+    rounds: int
+    minima: float
+    medians: float
+    low: float
+    high: float
+
+
+def interleave(
+    contestants: Mapping[str, Contestant],
+    *,
+    repeats: int,
+    seed: int = 0,
+    clock: Callable[[], float] = time.perf_counter,
+    on_round: Callable[[int, int], None] | None = None,
+) -> dict[str, tuple[float, ...]]:
+    """Seconds of every contestant in `repeats` rounds, after one round of warm-up that does not count.
+
+    Every round runs each contestant once, in a newly shuffled order: what disturbs the machine for a while disturbs
+    all alike, and nobody always runs on the caches or the heap that the same other one has left. Garbage is collected
+    before a round and not during it.
+
+    Args:
+        contestants: functions by name; what one returns is freed within its time.
+        repeats: rounds that count, 1 or more.
+        seed: of the orders.
+        clock: seconds.
+        on_round: called with (rounds done, rounds in all), warm-up included.
+
+    Raises:
+        ValueError: fewer than 1 repeat.
+    """
+    if repeats < 1:
+        raise ValueError(f"repeats must be 1 or more, got {repeats}")
+    shuffle = random.Random(seed).shuffle
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    order = list(contestants)
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for done in range(repeats + 1):
+            shuffle(order)
+            gc.collect()
+            for name in order:
+                begin = clock()
+                contestants[name]()
+                seconds[name].append(clock() - begin)
+            if on_round is not None:
+                on_round(done + 1, repeats + 1)
+    finally:
+        if collecting:
+            gc.enable()
+    return {name: tuple(measured[1:]) for name, measured in seconds.items()}
+
+
+def ratio(times: Times, of: str, base: str, *, resamples: int = 2000, seed: int = 0) -> Ratio:
+    """How long `of` takes relative to `base`, with a bootstrap interval of the ratio of medians.
+
+    Whole rounds are drawn again, not single times: what slows a round down slows both, and cancels.
+    """
+    above, below = np.asarray(times[of]), np.asarray(times[base])
+    rounds = np.random.default_rng(seed).integers(len(above), size=(resamples, len(above)))
+    ratios = np.median(above[rounds], axis=1) / np.median(below[rounds], axis=1)
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    return Ratio(
+        rounds=len(above),
+        minima=float(above.min() / below.min()),
+        medians=float(np.median(above) / np.median(below)),
+        low=float(low),
+        high=float(high),
+    )
+
+
+def judge(target: Target, measured: Ratio) -> Verdict:
+    """`met` or `missed` only where minima and the whole interval of the medians agree on it, after rounds enough."""
+    if measured.rounds < MIN_ROUNDS:
+        return "undecided"
+    if max(measured.minima, measured.high) <= target.at_most:
+        return "met"
+    if min(measured.minima, measured.low) > target.at_most:
+        return "missed"
+    return "undecided"
+
+
+def spread(seconds: tuple[float, ...]) -> float:
+    """The interquartile range as a fraction of the median."""
+    lower, middle, upper = np.percentile(seconds, [25, 50, 75])
+    return float((upper - lower) / middle)

@@ -1,0 +1,75 @@
+"""Standardizing all 53 convolution weights of ResNet-50, forward and backward."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from batchless.nn import standardize_weight
+from bench.formulas import authors_standardized, timm_standardized
+from bench.timing import Comparison, Contestant, Target, interleave
+
+REPEATS = 40
+
+TARGETS = (
+    Target(of="batchless", base="timm", at_most=0.5),
+    Target(of="batchless", base="authors", at_most=0.12),
+)
+
+_FUSED = 5
+"""Passes over the weights that a fused standardization makes at least: forward reads W and writes W_hat; backward reads
+the gradient of W_hat and W, and writes the gradient of W."""
+
+
+def comparisons(*, repeats: int | None, seed: int, on_round: Callable[[int, int], None]) -> Iterator[Comparison]:
+    """The one comparison; see the module."""
+    weights = resnet50_weights(seed)
+    gradients = [1e-3 * torch.randn_like(weight) for weight in weights]
+    room = [torch.empty_like(weight) for weight in weights]
+    contestants = {
+        "batchless": forward_backward(standardize_weight, weights, gradients),
+        "batchless, preset authors": forward_backward(
+            lambda weight: standardize_weight(weight, "authors"), weights, gradients
+        ),
+        "timm": forward_backward(timm_standardized, weights, gradients),
+        "authors": forward_backward(authors_standardized, weights, gradients),
+        "w * 1.0": forward_backward(lambda weight: weight * 1.0, weights, gradients),
+        "memory copy": lambda: _copy(weights, room),
+    }
+    size = sum(weight.numel() * weight.element_size() for weight in weights)
+    bytes_moved = {**dict.fromkeys(contestants, _FUSED * size), "w * 1.0": 4 * size, "memory copy": 2 * size}
+    yield Comparison(
+        title=f"standardize {len(weights)} convolution weights ({size / 1e6:.1f} MB), forward + backward",
+        base="timm",
+        times=interleave(contestants, repeats=repeats or REPEATS, seed=seed, on_round=on_round),
+        targets=TARGETS,
+        bytes_moved=bytes_moved,
+    )
+
+
+def resnet50_weights(seed: int) -> list[Tensor]:
+    """The weights of torchvision's ResNet-50 with random values, as leaves that require a gradient."""
+    torch.manual_seed(seed)
+    model = torchvision.models.resnet50()
+    return [module.weight.detach().requires_grad_() for module in model.modules() if isinstance(module, nn.Conv2d)]
+
+
+def forward_backward(
+    standardize: Callable[[Tensor], Tensor], weights: Sequence[Tensor], gradients: Sequence[Tensor]
+) -> Contestant:
+    """All forwards, then one backward from the given gradients of all outputs into `.grad`, as in a training step."""
+
+    def run() -> None:
+        outputs = [standardize(weight) for weight in weights]
+        torch.autograd.backward(outputs, gradients)
+        for weight in weights:
+            weight.grad = None
+
+    return run
+
+
+@torch.no_grad()
+def _copy(weights: Sequence[Tensor], room: Sequence[Tensor]) -> None:
+    for weight, target in zip(weights, room, strict=True):
+        target.copy_(weight)

@@ -1,0 +1,200 @@
+"""The words of the command line, and the YAML files they name, made into the settings of a verb.
+
+Every mistake in them is a ValueError of one line that names the word, what is possible and the nearest match.
+"""
+
+import difflib
+import re
+from argparse import ArgumentError
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from importlib import metadata, resources
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+
+from batchless.demo import DemoConfig
+from batchless.tasks import TrainConfig
+
+_TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """What `batchless compare` compares.
+
+    Attributes:
+        folders: run folders, or folders that hold them.
+        out: the HTML page to write; None: none.
+    """
+
+    folders: tuple[str, ...]
+    out: str | None = None
+
+
+Config = TrainConfig | DemoConfig | CompareConfig
+
+_VERBS: dict[str, type[Config]] = {"demo": DemoConfig, "train": TrainConfig, "compare": CompareConfig}
+
+
+def parse_arguments(words: Sequence[str]) -> Config:
+    """The settings that the words after `batchless` ask for, as the dataclass of their verb.
+
+    `--help`, `--version` and `--print_config` print and raise SystemExit(0).
+
+    Raises:
+        ValueError: an unknown verb, flag, setting or recipe, a value of another type or out of range, a damaged file.
+    """
+    from jsonargparse import ArgumentParser
+
+    version = metadata.version("batchless")
+    description = "Train vision networks where batch statistics fail; compare normalizers."
+    parser = ArgumentParser(
+        prog="batchless", description=description, version=version, exit_on_error=False, allow_abbrev=False
+    )
+    verbs = {"demo": _demo_parser(), "train": _train_parser(), "compare": _compare_parser()}
+    commands = parser.add_subcommands(dest="verb")
+    for name, subparser in verbs.items():
+        commands.add_subcommand(name, subparser, help=subparser.description)
+    _check_words(words, verbs)
+    try:
+        parsed = parser.parse_args([_recipe_path(words, index) for index in range(len(words))])
+    except ArgumentError as error:
+        raise ValueError(_one_line(str(error), verb=words[0], known=_settings(verbs[words[0]]))) from error
+    kind: Any = _VERBS[parsed.verb]
+    _check_given(parsed[parsed.verb], kind)
+    given = parser.instantiate(parsed)
+    values = {item.name: given[given.verb][item.name] for item in fields(kind)}
+    config: Config = kind(
+        **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    )
+    return config
+
+
+def _train_parser() -> Any:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False, description="train one network, writes a run folder")
+    parser.add_argument("--config", action="config", help="a packaged recipe's name, or a YAML file")
+    parser.add_class_arguments(TrainConfig, as_group=False)
+    return parser
+
+
+def _demo_parser() -> Any:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False, description="the whole idea in minutes, ends in a report page")
+    parser.add_class_arguments(DemoConfig, as_group=False)
+    return parser
+
+
+def _compare_parser() -> Any:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False, description="a table from run folders, and a page if --out is given")
+    parser.add_argument("folders", nargs="+", type=str, help="run folders, or folders that hold them")
+    parser.add_argument("--out", type=str, default=None, help="the HTML page to write")
+    return parser
+
+
+def _settings(parser: Any) -> list[str]:
+    """The dotted keys of a verb's settings, groups among them: data.root, data."""
+    keys = list(parser.get_defaults().keys())
+    groups = {key[:index] for key in keys for index, character in enumerate(key) if character == "."}
+    return keys + sorted(groups)
+
+
+def _check_words(words: Sequence[str], verbs: dict[str, Any]) -> None:
+    """Refuse an unknown verb or flag: argparse knows no nearest one, and calls a flag an unrecognized argument."""
+    if not words:
+        raise ValueError(f"no command given: choose one of {', '.join(verbs)} (batchless --help tells more)")
+    verb = words[0]
+    if verb in ("-h", "--help", "--version"):
+        return
+    if verb not in verbs:
+        nearest = _nearest(verb, [*verbs, "--help", "--version"])
+        raise ValueError(f"unknown command {verb!r}{nearest}: choose one of {', '.join(verbs)}")
+    known = [f"--{key}" for key in ("help", "print_config", *_settings(verbs[verb]))]
+    for word in words[1:]:
+        flag = word.partition("=")[0]
+        if flag.startswith("--") and flag not in known:
+            raise ValueError(f"unknown flag {flag}{_nearest(flag, known)}: `batchless {verb} --help` lists them")
+
+
+def _recipe_path(words: Sequence[str], index: int) -> str:
+    """The word, or the path of the packaged recipe if it names one after `--config`."""
+    word = words[index]
+    name = word.removeprefix("--config=")
+    if not (word.startswith("--config=") or (index and words[index - 1] == "--config")):
+        return word
+    recipes = resources.files("batchless") / "recipes"
+    known = sorted(recipe.name.removesuffix(".yaml") for recipe in recipes.iterdir() if recipe.name.endswith(".yaml"))
+    path = str(recipes / f"{name}.yaml") if name in known and not Path(name).exists() else name
+    if not path or not Path(path).exists():
+        raise ValueError(
+            f"there is no file {name!r} and no recipe of that name{_nearest(name, known)}: the recipes are {', '.join(known)}"
+        )
+    _check_yaml(path)
+    return word.removesuffix(name) + path
+
+
+def _check_yaml(path: str) -> None:
+    try:
+        content = yaml.safe_load(Path(path).read_bytes())
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}" if mark else path
+        raise ValueError(f"{place}: not YAML: {getattr(error, 'problem', None) or 'not a text'}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected lines such as `normalizer: gn+ws`, it holds a {type(content).__name__}")
+
+
+def _check_given(given: Any, kind: Any, prefix: str = "") -> None:
+    """Refuse what the parser lets through from YAML: anything for a group of settings, and null for every setting."""
+    for name, hint in get_type_hints(kind).items():
+        value = given[name]
+        if is_dataclass(hint) and hasattr(value, "keys"):
+            _check_given(value, hint, f"{prefix}{name}.")
+        elif is_dataclass(hint) or (value is None and NoneType not in get_args(hint)):
+            raise ValueError(f"{prefix}{name} got {'null' if value is None else value}: expected {_describe(hint)}")
+
+
+def _one_line(text: str, *, verb: str, known: Iterable[str]) -> str:
+    """What the parser has to say, without its types and indentation; as it is where it is of no known kind."""
+    if unknown := re.search(r"does not accept option '([^']+)'", text):
+        nearest = _nearest(unknown[1], known)
+        return f"unknown setting {unknown[1]!r}{nearest}: `batchless {verb} --help` lists them"
+    # The last ones: where a file within a file is wrong, the texts are nested.
+    keys = re.findall(r'Parser key "([^"]+)"', text)
+    values = re.findall(r"(?:(?:Got|Given) value:|Unable to load config) (.*)", text)
+    if keys and values:
+        return f"{keys[-1]} got {values[-1].strip()}: expected {_expected(_VERBS[verb], keys[-1])}"
+    return " ".join(text.split())
+
+
+def _expected(kind: Any, key: str) -> str:
+    """What the setting with that dotted key may be, in words."""
+    for name in key.split("."):
+        kind = get_type_hints(kind)[name]
+    return _describe(kind)
+
+
+def _describe(kind: Any) -> str:
+    if isinstance(kind, UnionType):
+        return " or ".join(_describe(option) for option in get_args(kind))
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(get_args(kind))}"
+    if get_origin(kind) is tuple:
+        return {str: "a list such as [gn, gn+ws]", int: "a list of whole numbers such as [1, 2]"}[get_args(kind)[0]]
+    if is_dataclass(kind):
+        return f"some of its settings ({', '.join(item.name for item in fields(kind))}), or a YAML file of them"
+    return _TYPES[kind]
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""

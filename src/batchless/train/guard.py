@@ -1,0 +1,77 @@
+"""What an optimizer step promises of the model around it: checked before, put back after a failure, clean at the end."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from batchless.nn.reparameterized import Reparameterized
+
+_MARK = "_batchless_step_in_progress"
+"""Attribute that every module of a model has while a step is in progress on it."""
+
+
+@contextmanager
+def guarded(model: nn.Module, optimizer: Optimizer) -> Iterator[None]:
+    """Refuse a model that is not ready for a step; after an exception, put its buffers back; leave gradients None.
+
+    Raises:
+        ValueError: a wrapped model, a step in progress, gradients already there, or an optimizer of other parameters.
+    """
+    model = uncompiled(model)
+    _check(model, optimizer)
+    modules = list(model.modules())
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in modules
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    for module in modules:
+        setattr(module, _MARK, True)
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for module, name, buffer, before in buffers:
+                buffer.copy_(before)
+                module._buffers[name] = buffer  # a forward may have put another tensor there
+        raise
+    finally:
+        for module in modules:
+            delattr(module, _MARK)
+        for parameter in model.parameters():
+            parameter.grad = None
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The model that `torch.compile` wrapped, or the model itself."""
+    inner = getattr(model, "_orig_mod", model)
+    assert isinstance(inner, nn.Module)
+    return inner
+
+
+def _check(model: nn.Module, optimizer: Optimizer) -> None:
+    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        raise ValueError(
+            f"got a model wrapped in {type(model).__name__}: pass the bare model (model.module) and call it in the block; "
+            "accumulate reduces the gradients itself"
+        )
+    for module in model.modules():
+        shared = isinstance(module, Reparameterized) and module.shared_weight is not None
+        if shared or hasattr(module, _MARK):
+            raise ValueError("this model is already inside an accumulate or standardized block: leave that one first")
+    own = set()
+    for name, parameter in model.named_parameters():
+        own.add(id(parameter))
+        if parameter.grad is not None:
+            raise ValueError(
+                f"{name} already has a gradient, which would be weighted wrongly: call optimizer.zero_grad() before the block"
+            )
+    foreign = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in own]
+    if foreign:
+        raise ValueError(
+            f"the optimizer also holds {len(foreign)} parameters that are not the model's (first: shape "
+            f"{tuple(foreign[0].shape)}): pass one module that holds all, such as nn.ModuleList([model, head])"
+        )

@@ -1,0 +1,327 @@
+"""The benchmarks' contestants compute what batchless computes, and their clock work is right; no time is asserted."""
+
+import gc
+import json
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from timm.layers.std_conv import StdConv2d
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench is run from the repository root, not installed
+
+from bench import step, weights
+from bench.__main__ import main
+from bench.formulas import (
+    AuthorsBatchChannelNorm,
+    authors_conv,
+    authors_standardized,
+    timm_conv,
+    timm_standardized,
+    with_layers,
+)
+from bench.report import busy_warning, comparison_lines
+from bench.timing import Comparison, Ratio, Target, interleave, judge, ratio, spread
+
+from batchless.nn import BatchChannelNorm, WSConv2d, standardize_weight
+
+EXACT = {"rtol": 1e-9, "atol": 1e-9}
+
+
+def weight_and_gradient(standardize: Callable[[Tensor], Tensor], weight: Tensor) -> tuple[Tensor, Tensor]:
+    leaf = weight.clone().requires_grad_()
+    output = standardize(leaf)
+    output.backward(torch.linspace(-1, 1, weight.numel(), dtype=weight.dtype).reshape(weight.shape))
+    return output.detach(), leaf.grad
+
+
+@pytest.mark.parametrize("shape", [(8, 3, 7, 7), (16, 8, 1, 1), (6, 2, 3, 3)])
+@pytest.mark.parametrize(("theirs", "preset"), [(authors_standardized, "authors"), (timm_standardized, "timm")])
+def test_others_weight_standardization_is_our_preset(theirs, preset, shape):
+    weight = 0.3 * torch.randn(shape, dtype=torch.float64) + 0.1
+    ours = weight_and_gradient(partial(standardize_weight, preset=preset), weight)
+    torch.testing.assert_close(weight_and_gradient(theirs, weight), ours, **EXACT)
+
+
+@pytest.mark.parametrize("settings", [{"stride": 2, "padding": 1}, {"groups": 2, "bias": True}, {"padding": "same"}])
+@pytest.mark.parametrize(("theirs", "preset"), [(authors_conv, "authors"), (timm_conv, "timm")])
+def test_others_convolution_is_our_layer(theirs, preset, settings):
+    plain = nn.Conv2d(4, 8, 3, **{"bias": False, **settings}).double()
+    ours = WSConv2d(4, 8, 3, preset=preset, **{"bias": False, **settings}).double()
+    ours.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 4, 9, 9, dtype=torch.float64)
+    torch.testing.assert_close(theirs(plain)(x), ours(x), **EXACT)
+
+
+def test_timm_form_is_the_weight_inside_timms_layer():
+    layer = StdConv2d(3, 5, 3).double()
+    identity = torch.zeros(3, 3, 5, 5, dtype=torch.float64)
+    identity[torch.arange(3), torch.arange(3), 2, 2] = 1  # its response to an impulse is the kernel, mirrored
+    response = layer(identity)[:, :, 1:4, 1:4].flip(2, 3).transpose(0, 1)
+    torch.testing.assert_close(response, timm_standardized(layer.weight), **EXACT)
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_authors_bcn_is_ours_outside_accumulate(images):
+    rate, channels, groups = 0.05, 12, 4
+    memory = 1 / (1 - (1 - rate) ** (1 / images))
+    theirs = AuthorsBatchChannelNorm(channels, groups, rate=rate).double()
+    theirs.batch_norm.rate.fill_(rate)  # in float64
+    ours = BatchChannelNorm(channels, groups, memory=memory, warmup=False, dtype=torch.float64)
+    for mine, other in ((ours.batch_norm, theirs.batch_norm), (ours, theirs)):
+        for name in ("weight", "bias"):
+            getattr(mine, name).data = torch.randn(len(getattr(mine, name)), dtype=torch.float64)
+            getattr(other, name).data = getattr(mine, name).data.reshape(getattr(other, name).shape).clone()
+    for _ in range(4):
+        x = 2 * torch.randn(images, channels, 5, 6, dtype=torch.float64) + 3
+        inputs = [x.clone().requires_grad_() for _ in range(2)]
+        outputs = [layer(leaf) for layer, leaf in zip((theirs, ours), inputs, strict=True)]
+        torch.testing.assert_close(*outputs, **EXACT)
+        for output in outputs:
+            output.backward(torch.linspace(-1, 1, x.numel(), dtype=torch.float64).reshape(x.shape))
+        torch.testing.assert_close(inputs[0].grad, inputs[1].grad, **EXACT)
+    for buffer in ("running_mean", "running_var"):
+        torch.testing.assert_close(getattr(theirs.batch_norm, buffer), getattr(ours.batch_norm, buffer), **EXACT)
+    assert theirs.batch_norm.running_mean.abs().min() > 0.1  # they moved
+    moved = theirs.batch_norm.running_mean.clone()
+    theirs.eval()(x)
+    assert torch.equal(theirs.batch_norm.running_mean, moved)
+
+
+class Small(nn.Module):
+    """Two blocks such as ResNet's, a classifier with the thousand classes of the benchmark's targets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 64, 3, stride=2, bias=False),
+            nn.BatchNorm2d(64),
+            nn.ReLU(),
+            nn.Conv2d(64, 64, 3, stride=2, bias=False),
+            nn.BatchNorm2d(64),
+            nn.ReLU(),
+        )
+        self.classifier = nn.Linear(64, 1000)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.body(x).mean((2, 3)))
+
+
+def after_two_steps(models: step.Models, images: step.MicroBatches) -> dict[str, list[Tensor]]:
+    parameters = {}
+    for name, (contestant, model) in models.items():
+        run = contestant(model, images)
+        run()
+        run()
+        step.require_finite({name: model})
+        parameters[name] = [parameter.detach() for parameter in model.parameters()]
+    return parameters
+
+
+@pytest.fixture
+def double_images() -> list[tuple[Tensor, Tensor]]:
+    return [(image.double(), target) for image, target in step.micro_batches(3, image_size=16)]
+
+
+def test_gn_contestants_make_the_same_steps(double_images, monkeypatch):
+    monkeypatch.setattr(step, "_sgd", lambda model: torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9))
+    model = Small().double()
+    after = after_two_steps(step.gn_models(model), double_images)
+    torch.testing.assert_close(after["gn, plain loop"], after["gn, accumulate"], **EXACT)
+    torch.testing.assert_close(after["gn + timm's StdConv2d, plain loop"], after["gn+ws, accumulate"], **EXACT)
+    torch.testing.assert_close(after["gn + authors' ws, plain loop"], after["gn+ws, accumulate"], rtol=0.1, atol=0.01)
+    before = list(model.parameters())
+    assert all(not torch.equal(a, b) for a, b in zip(after["gn, accumulate"], before, strict=True))  # it stepped
+
+
+def test_bcn_contestants_start_from_the_same_parameters_and_step(double_images):
+    model = Small().double()
+    models = step.bcn_models(model)
+    convolutions = [
+        [layer.weight.detach().clone() for layer in contestant.modules() if isinstance(layer, nn.Conv2d)]
+        for _, contestant in models.values()
+    ]
+    assert [len(found) for found in convolutions] == [2, 2, 2]
+    torch.testing.assert_close(convolutions[0], convolutions[1], rtol=0, atol=0)
+    torch.testing.assert_close(convolutions[0], convolutions[2], rtol=0, atol=0)
+    after_two_steps(models, double_images)
+    authors = [layer for _, m in models.values() for layer in m.modules() if isinstance(layer, AuthorsBatchChannelNorm)]
+    assert len(authors) == 2
+    assert all(bool((layer.batch_norm.running_mean != 0).all()) for layer in authors)
+
+
+def test_with_layers_copies_and_replaces_exact_types_only():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(WSConv2d(4, 4, 3)))
+    replaced = with_layers(model, {nn.Conv2d: authors_conv})
+    assert type(model[0]) is nn.Conv2d
+    assert type(replaced[0]) is not nn.Conv2d
+    assert type(replaced[1][0]) is WSConv2d
+    assert replaced[0].weight is not model[0].weight
+    assert torch.equal(replaced[0].weight, model[0].weight)
+
+
+def test_a_diverged_network_has_no_time():
+    model = nn.Linear(2, 2)
+    model.weight.data[0, 0] = torch.nan
+    with pytest.raises(RuntimeError, match="gn diverged"):
+        step.require_finite({"gn": model})
+
+
+@pytest.fixture
+def _no_collection(monkeypatch):
+    monkeypatch.setattr(gc, "collect", lambda: 0)  # a full one takes longer here than all else
+
+
+class FakeMachine:
+    """A clock that only the contestants move, by what they cost in the round they are in."""
+
+    def __init__(self, costs: dict[str, list[float]]) -> None:
+        self.now, self.costs = 100.0, {name: list(per_round) for name, per_round in costs.items()}
+        self.order: list[str] = []
+        self.collecting: list[bool] = []
+
+    def contestants(self) -> dict[str, Callable[[], object]]:
+        return {name: partial(self.work, name) for name in self.costs}
+
+    def work(self, name: str) -> None:
+        self.now += self.costs[name].pop(0)
+        self.order.append(name)
+        self.collecting.append(gc.isenabled())
+
+
+@pytest.mark.usefixtures("_no_collection")
+def test_interleave_times_every_round_but_the_warm_up():
+    machine = FakeMachine({"a": [50, 1, 2, 3], "b": [70, 4, 5, 6]})
+    rounds = []
+    times = interleave(
+        machine.contestants(), repeats=3, clock=lambda: machine.now, on_round=lambda *done: rounds.append(done)
+    )
+    assert times == {"a": (1, 2, 3), "b": (4, 5, 6)}
+    assert rounds == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert not any(machine.collecting)
+    assert gc.isenabled()
+
+
+@pytest.mark.usefixtures("_no_collection")
+def test_interleave_turns_the_collector_on_again_after_a_failure():
+    with pytest.raises(ZeroDivisionError):
+        interleave({"a": lambda: 1 / 0}, repeats=1)
+    assert gc.isenabled()
+
+
+@pytest.mark.usefixtures("_no_collection")
+def test_interleave_shuffles_the_rounds_by_its_seed():
+    def order(seed: int) -> list[str]:
+        machine = FakeMachine(dict.fromkeys("abcd", [1.0] * 9))
+        interleave(machine.contestants(), repeats=8, seed=seed, clock=lambda: machine.now)
+        return machine.order
+
+    turns = [order(0)[start : start + 4] for start in range(0, 36, 4)]
+    assert all(sorted(turn) == list("abcd") for turn in turns)
+    assert len({tuple(turn) for turn in turns}) > 3
+    assert order(0) == order(0) != order(1)
+
+
+def test_interleave_refuses_no_repeats():
+    with pytest.raises(ValueError, match="repeats must be 1 or more, got 0"):
+        interleave({}, repeats=0)
+
+
+def test_ratio_of_minima_and_medians():
+    times = {"slow": (2.0, 9.0, 4.0), "base": (1.0, 2.0, 8.0)}
+    measured = ratio(times, "slow", "base")
+    assert (measured.minima, measured.medians) == (2.0, 2.0)
+    assert measured.low <= measured.medians <= measured.high
+    assert measured.low < measured.high
+
+
+def test_what_slows_a_round_down_cancels():
+    rounds = (1.0, 1.5, 7.0, 1.1, 3.0)
+    measured = ratio({"twice": tuple(2 * r for r in rounds), "base": rounds}, "twice", "base")
+    assert measured == Ratio(rounds=5, minima=2.0, medians=2.0, low=2.0, high=2.0)
+
+
+def test_the_interval_holds_the_true_ratio_and_narrows_with_the_rounds():
+    def interval(count: int) -> Ratio:
+        noise = 1 + 0.2 * torch.rand(2, count, dtype=torch.float64)
+        return ratio({"a": tuple((3 * noise[0]).tolist()), "b": tuple(noise[1].tolist())}, "a", "b")
+
+    few, many = interval(10), interval(1000)
+    assert many.low < 3 < many.high
+    assert many.high - many.low < few.high - few.low
+
+
+@pytest.mark.parametrize(
+    ("minima", "low", "high", "verdict"),
+    [(0.4, 0.4, 0.5, "met"), (0.4, 0.4, 0.51, "undecided"), (0.49, 0.6, 0.7, "undecided"), (0.6, 0.51, 0.7, "missed")],
+)
+def test_a_target_is_judged_by_minima_and_interval(minima, low, high, verdict):
+    target = Target(of="a", base="b", at_most=0.5)
+    for rounds, expected in ((6, verdict), (5, "undecided")):
+        measured = Ratio(rounds=rounds, minima=minima, medians=(low + high) / 2, low=low, high=high)
+        assert judge(target, measured) == expected
+
+
+def test_spread_is_the_middle_half_over_the_median():
+    assert spread((1.0, 2.0, 3.0, 4.0, 5.0)) == pytest.approx(2 / 3)
+
+
+def test_the_table_shows_ratios_targets_and_bandwidth():
+    comparison = Comparison(
+        title="two ways",
+        base="slow",
+        times={"fast": (0.01,) * 6, "slow": (0.04,) * 6},
+        targets=(Target(of="fast", base="slow", at_most=0.5),),
+        bytes_moved={"fast": 10**8, "slow": 10**8},
+    )
+    text = "\n".join(comparison_lines(comparison))
+    fast = next(line for line in text.splitlines() if line.startswith("fast")).split()
+    assert fast == ["fast", "10.0", "10.0", "0%", "0.250", "0.250", "0.250..0.250", "10.0"]
+    assert "target: fast <= 0.5 x slow" in text
+    assert text.endswith("met")
+
+
+@pytest.mark.parametrize(("before", "after", "busy"), [(0.2, 1.4, False), (1.6, 1.0, True), (0.1, 1.6, True)])
+def test_a_busy_machine_is_warned_of(before, after, busy):
+    assert (busy_warning(before, after, threads=1) is not None) is busy
+    assert busy_warning(before, after, threads=2) is None
+    assert busy_warning(None, None, threads=1) is None
+
+
+def test_the_command_writes_all_raw_times(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(weights, "resnet50_weights", lambda seed: [torch.randn(8, 4, 3, 3, requires_grad=True)])
+    out = tmp_path / "weights.json"
+    assert main(["weights", "--repeats", "2", "--json", str(out)]) == 0
+    record = json.loads(out.read_text())
+    assert record["machine"]["torch_threads"] == 1
+    (comparison,) = record["comparisons"]
+    assert {"batchless", "timm", "authors", "w * 1.0", "memory copy"} <= set(comparison["seconds"])
+    assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in comparison["seconds"].values())
+    assert comparison["bytes_moved"]["batchless"] == 5 * 4 * 8 * 4 * 9
+    assert {target["base"] for target in comparison["targets"]} == {"timm", "authors"}
+    assert "GB/s" in capsys.readouterr().out
+
+
+def test_resnet50_has_53_convolution_weights():
+    found = weights.resnet50_weights(0)
+    assert len(found) == 53
+    assert sum(weight.numel() for weight in found) == 23_454_912
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["speed"], "invalid choice"),
+        (["weights", "--repeats", "0"], "must be 1 or more"),
+        (["weights", "--json", "/no/such/folder/x.json"], "does not exist"),
+    ],
+)
+def test_a_wrong_command_line_says_what_is_wrong(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
