@@ -60,7 +60,7 @@ def test_the_seed_decides_the_weights():
     ],
 )
 def test_an_unknown_name_gets_the_nearest_ones(name, nearest):
-    with pytest.raises(ValueError, match="^unknown model") as caught:
+    with pytest.raises(ValueError, match=r"^unknown model") as caught:
         build_model(name, num_classes=2)
     message = str(caught.value)
     assert repr(name) in message

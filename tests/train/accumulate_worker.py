@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from batchless.nn import (
@@ -22,6 +23,7 @@ from batchless.nn import (
     CWNConv2d,
     CWNConvTranspose2d,
     CWNLinear,
+    EstimatedBatchNorm,
     ScaledWSConv2d,
     ScaledWSConvTranspose2d,
     ScaledWSLinear,
@@ -268,6 +270,36 @@ def run(rank: int, folder: str, names: Sequence[str], rendezvous: str) -> None:
     scenarios = {**SCENARIOS, **DISTRIBUTED_ONLY}
     torch.save({name: scenarios[name](rank) for name in names}, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
+
+
+OPTIMIZERS = {
+    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=1e-3),
+    # eps: a gain in front of instance normalization has a gradient so small that its rounding would show.
+    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.01, eps=1e-5),
+}
+
+
+EXACT = {"rtol": 0, "atol": 1e-12}
+
+
+assert_close = torch.testing.assert_close
+
+
+def sgd(model, lr=0.1):
+    return torch.optim.SGD(model.parameters(), lr=lr)
+
+
+SIZES = st.lists(st.integers(1, 3).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n))), min_size=1, max_size=6)
+
+
+def mixed_network():
+    """All that a forward may change: running statistics, estimates of both kinds, standardized weights."""
+    parts = (network("bn", "ws"), network("bcn-micro", "ws"), network("bcn-micro", "wn", update="forward"))
+    return nn.Sequential(parts[0][:3], parts[1][3:6], parts[2][6:], nn.Dropout(0.0))
+
+
+def estimated(model):
+    return [module for module in model.modules() if isinstance(module, EstimatedBatchNorm)]
 
 
 if __name__ == "__main__":

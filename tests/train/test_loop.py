@@ -294,7 +294,9 @@ class TurnsInvalid(Classify):
 @pytest.mark.parametrize("value", ["nan", "inf", "gradient"])
 def test_an_invalid_loss_stops_the_run_and_leaves_the_earlier_checkpoint(value, new_run):
     model, run = tiny_model(), new_run()
-    with pytest.raises(ValueError, match=r"became NaN or infinite within 18 images: lower optimizer\.learning_rate") as e:
+    with pytest.raises(
+        ValueError, match=r"became NaN or infinite within 18 images: lower optimizer\.learning_rate"
+    ) as e:
         train(model, TurnsInvalid(12, value), TinyData(), settings(evaluations=3), run)
     assert "\n" not in str(e.value)
     checkpoint = load_checkpoint(run.path / "checkpoints" / "last.pt")
