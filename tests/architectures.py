@@ -91,10 +91,8 @@ def _torchvision() -> list[Architecture]:
                 del settings["options"]["aux_loss"]
         elif name in video:
             settings |= {"size": 64, "frames": 8}
-            if name == "s3d":
+            if name == "s3d" or name.startswith("mvit"):
                 settings |= {"size": 224, "frames": 16}
-            if name.startswith("mvit"):
-                settings["options"] |= {"spatial_size": (64, 64), "temporal_size": 8}
         elif name.startswith("vit_"):
             settings["size"] = 70 if name == "vit_h_14" else 64
             settings["options"] |= {"image_size": settings["size"]}

@@ -33,14 +33,26 @@ def main() -> None:
         # The dependencies are those of this environment: torch alone would be gigabytes once more.
         venv.create(place / "env", with_pip=True)
         python = place / "env" / "bin" / "python"
-        libraries = run(sys.executable, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=place).strip()
+        libraries = run(
+            sys.executable, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=place
+        ).strip()
         own = run(str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=place).strip()
         run(str(python), "-m", "pip", "install", "--quiet", "--no-deps", str(wheel), cwd=place)
         (Path(own) / "shared.pth").write_text(f"{libraries}\n")
         where = run(str(python), "-c", "import batchless; print(batchless.__file__)", cwd=place).strip()
         assert where.startswith(own), f"the wheel's package is not the one imported: {where}"
         command = str(place / "env" / "bin" / "batchless")
-        train = ("train", "--config", "embedded_quick", "--images", "32", "--data.test_images", "20", "--evaluations", "1")
+        train = (
+            "train",
+            "--config",
+            "embedded_quick",
+            "--images",
+            "32",
+            "--data.test_images",
+            "20",
+            "--evaluations",
+            "1",
+        )
         run(command, *train, "--out", "run", cwd=place)
         summary = json.loads((place / "run" / "summary.json").read_text())
         assert 0 <= summary["test_accuracy"] <= 1, summary

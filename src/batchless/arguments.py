@@ -170,9 +170,9 @@ def _one_line(text: str, *, verb: str, known: Iterable[str]) -> str:
         return f"unknown setting {unknown[1]!r}{nearest}: `batchless {verb} --help` lists them"
     # The last ones: where a file within a file is wrong, the texts are nested.
     keys = re.findall(r'Parser key "([^"]+)"', text)
-    values = re.findall(r"(?:(?:Got|Given) value:|Unable to load config) (.*)", text)
+    values = re.findall(r"(?:(?:Got|Given) value:|Unable to load config) ['\"]?(.*?)['\"]?$", text, re.MULTILINE)
     if keys and values:
-        return f"{keys[-1]} got {values[-1].strip()}: expected {_expected(_VERBS[verb], keys[-1])}"
+        return f"{keys[-1]} got {values[-1]}: expected {_expected(_VERBS[verb], keys[-1])}"
     return " ".join(text.split())
 
 

@@ -257,3 +257,11 @@ def test_maps_of_one_by_one(layer: Layer, training: bool):
     assert y.isfinite().all()
     assert (y != 0).any()
     assert gradient.isfinite().all()
+
+
+def test_skip_init_begins_as_nothing_and_learns():
+    layer, x = bnn.SkipInit(), torch.randn(2, 3).requires_grad_()
+    y = layer(x)
+    assert (y == 0).all()
+    y.backward(torch.ones_like(y))
+    torch.testing.assert_close(layer.gain.grad, x.detach().sum())

@@ -411,6 +411,7 @@ PUBLISHED = 1.7139588594436646
         ((nn.ReLU(), nn.Upsample(scale_factor=2), nn.ZeroPad2d(1)), RELU),
         ((nn.ReLU(), nn.ChannelShuffle(2)), RELU),
         ((Gated(),), RELU),
+        ((Functional(lambda x: x.relu() * x.mean((2, 3), keepdim=True).sigmoid().expand_as(x)),), RELU),
         ((Functional(lambda x: torch.cat([x[:, :2].relu(), x[:, 2:].relu()], 1)),), RELU),
         ((Functional(lambda x: 2 * x.relu()),), RELU),
         ((nn.Identity(),), 1.0),

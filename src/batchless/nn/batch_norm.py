@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from batchless.nn.recomputation import recomputing
+
 
 class BatchNorm(nn.Module):
     """Normalize each channel by the mean and variance of the batch; running statistics are for evaluation.
@@ -66,38 +68,44 @@ class BatchNorm(nn.Module):
         self.num_batches_tracked.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalize `x` `[N, C, ..]`."""
-        if self.training:
-            if self.sync and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-                return self._synchronized(x)
-            if x.numel() == 0:
-                return x * self.weight.sum() if self.weight is not None else x.clone()
+        """Normalize `x` `[N, C, ..]`; a checkpoint that runs it again does not track the statistics again."""
+        if not self.training:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        track = not recomputing()
+        if self.sync and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            return self._synchronized(x, track=track)
+        if x.numel() == 0:
+            return x * self.weight.sum() if self.weight is not None else x.clone()
+        if x.numel() == x.shape[1]:
+            raise ValueError(_one_value(tuple(x.shape)))
+        if track:
             self.num_batches_tracked.add_(1)
-            if x.numel() == x.shape[1]:
-                raise ValueError(_one_value(tuple(x.shape)))
-        return F.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
-        )
+        # A forward that runs again tracks into copies: a checkpoint wants the same tensors saved as the first time.
+        mean, var = (buffer if track else buffer.clone() for buffer in (self.running_mean, self.running_var))
+        return F.batch_norm(x, mean, var, self.weight, self.bias, True, self.momentum, self.eps)
 
-    def _synchronized(self, x: Tensor) -> Tensor:
+    def _synchronized(self, x: Tensor, *, track: bool) -> Tensor:
         dimensions = [0, *range(2, x.dim())]
         shape = (1, -1, *[1] * (x.dim() - 2))
-        wide = x.to(torch.promote_types(x.dtype, self.running_mean.dtype))
+        wide = x.to(torch.promote_types(torch.promote_types(x.dtype, self.running_mean.dtype), torch.float32))
         count = _AllReduceSum.apply(wide.new_full((1,), float(x.numel() // x.shape[1])))
         mean = _AllReduceSum.apply(wide.sum(dimensions)) / count
         centred = wide - mean.view(shape)
         # A second reduction, about the common mean: E[x^2] - E[x]^2 cancels where the mean is large.
         var = _AllReduceSum.apply(centred.square().sum(dimensions)) / count
-        with torch.no_grad():
-            self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-            unbiased = var * (count / (count - 1).clamp_min(1))
-            self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+        if track:
+            self._track(mean.detach(), (var * (count / (count - 1).clamp_min(1))).detach())
         y = centred * torch.rsqrt(var + self.eps).view(shape)
         if self.weight is not None and self.bias is not None:
             y = y * self.weight.view(shape) + self.bias.view(shape)
         output: Tensor = y.to(x.dtype)
         return output
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, unbiased_var: Tensor) -> None:
+        self.num_batches_tracked.add_(1)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+        self.running_var.lerp_(unbiased_var.to(self.running_var.dtype), self.momentum)
 
 
 class FrozenBatchNorm(nn.Module):

@@ -112,7 +112,7 @@ class EstimatedBatchNorm(nn.Module):
                 return self.running_mean, self.running_var
             shift, square = centred_moments(x, self.running_mean)
             if again:
-                used = self._forwards.recall(_fingerprint(shift + self.running_mean, x))
+                used = self._forwards.recall(x, _fingerprint(x))
                 if used is not None:
                     return _split_pair(used)
             return self._move(x, shift, square)
@@ -129,13 +129,12 @@ class EstimatedBatchNorm(nn.Module):
     def _move(self, x: Tensor, shift: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
         self.moves.add_(1)
         rate = move_rate(x.shape[0], self.memory, self.moves if self.warmup else None)
-        seen = shift + self.running_mean
         self.running_mean.copy_(self.running_mean + rate * shift)
         self.running_var.copy_(torch.lerp(self.running_var.to(square.dtype), square, rate))
         # Copies: the graph of this forward keeps its own values while later forwards move the buffers.
         used = torch.cat([self.running_mean, self.running_var])
         if not torch.compiler.is_compiling():
-            self._forwards.remember(x, fingerprint=_fingerprint(seen, x), used=used)
+            self._forwards.remember(x, fingerprint=_fingerprint(x), used=used)
         return _split_pair(used)
 
 
@@ -164,7 +163,9 @@ def move_rate(images: int | Tensor, memory: Tensor, moves: Tensor | None) -> Ten
 
     Shapes: `memory` and `moves` are alike; so is the result.
     """
-    rate = -torch.expm1(images * torch.log1p(-1 / memory.to(_wide(memory.dtype))))
+    # Clamped: with memory 1 the logarithm is infinite, and 0 images times that would be NaN instead of no move.
+    log_kept = torch.log1p(-1 / memory.to(_wide(memory.dtype))).clamp_min(-1e30)
+    rate = -torch.expm1(images * log_kept)
     return rate if moves is None else torch.maximum(rate, 1 / moves.clamp_min(1).to(rate.dtype))
 
 
@@ -209,9 +210,9 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _fingerprint(mean: Tensor, x: Tensor) -> Tensor:
-    """What tells one forward's input from another's: its channel means, and its size."""
-    return torch.cat([mean, mean.new_full((1,), float(x.numel()))])
+def _fingerprint(x: Tensor) -> Tensor:
+    """What tells one forward's input from another's: its channel means, by the same kernel each time."""
+    return x.mean([0, *range(2, x.dim())], dtype=_wide(x.dtype))
 
 
 def _split_pair(pair: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ import math
 import re
 from dataclasses import dataclass
 from types import UnionType
-from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 from batchless.nn.estimated_batch_norm import Update
 from batchless.nn.weight_standardization import resolve_preset
@@ -224,11 +224,7 @@ def _nearest(word: str, possible: dict[str, Any]) -> str:
 
 def _parse_value(text: str, kind: Any, where: str) -> object:
     """Read `text` as the type `kind` of a setting: int, float, bool, a Literal of words, or a union of these."""
-    options = (
-        get_args(kind)
-        if get_origin(kind) is not Literal and isinstance(kind, UnionType | type(Any | None))
-        else (kind,)
-    )
+    options = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     words = [word for option in options if get_origin(option) is Literal for word in get_args(option)]
     if text in words or str in options:
         return text

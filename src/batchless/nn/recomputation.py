@@ -27,8 +27,11 @@ def recomputing() -> bool:
 class _Forward:
     """What one forward saw and used; `eq=False` lets weak references hash it by identity."""
 
+    shape: torch.Size
     fingerprint: Tensor
     used: Tensor
+    replays: Tensor
+    """How often it was recalled, 0-d: kept on the device, so that counting waits for nothing."""
 
 
 class ForwardMemory:
@@ -48,7 +51,8 @@ class ForwardMemory:
 
     def remember(self, input: Tensor, *, fingerprint: Tensor, used: Tensor) -> None:
         """Record that a forward on `input` saw `fingerprint` `[F]` and used the values `used` `[U]`."""
-        record = _Forward(fingerprint, used)
+        replays = torch.zeros((), dtype=torch.long, device=used.device)
+        record = _Forward(input.shape, fingerprint, used, replays)
         if input.grad_fn is None:
             self._without_graph.append(record)
             return
@@ -57,20 +61,26 @@ class ForwardMemory:
         self._by_graph = [reference for reference in self._by_graph if reference() is not None]
         self._by_graph.append(weakref.ref(record))
 
-    def recall(self, fingerprint: Tensor) -> Tensor | None:
+    def recall(self, input: Tensor, fingerprint: Tensor) -> Tensor | None:
         """What the forward with this fingerprint used; None if nothing is remembered.
 
-        Two forwards on bit-equal inputs cannot be told apart: the earlier one is taken. Without a match the result is NaN
-        (a forward that is not deterministic would otherwise give silently wrong gradients); no device is synchronized.
+        Of forwards on bit-equal inputs, which cannot be told apart, the latest that was recalled least is taken: backward
+        passes run checkpoints in reverse. (Equal inputs within one checkpoint come out in the wrong order.) Without a match
+        the result is NaN: a forward that is not deterministic would otherwise give silently wrong gradients. No device is
+        waited for.
         """
         alive = [record for reference in self._by_graph if (record := reference()) is not None]
-        records = alive + list(self._without_graph)
+        records = [record for record in alive + list(self._without_graph) if record.shape == input.shape]
         if not records:
             return None
         seen = torch.stack([record.fingerprint for record in records])
-        distance = (seen - fingerprint).abs().sum(1)
-        nearest = distance.argmin()
-        used = torch.stack([record.used for record in records]).index_select(0, nearest.reshape(1)).squeeze(0)
         # Recomputation repeats the same kernels; the tolerance is for the few that add in no fixed order.
-        matches = distance.index_select(0, nearest.reshape(1)) <= 1e-3 * (fingerprint.abs().sum() + 1e-12)
-        return torch.where(matches, used, torch.nan)
+        matches = (seen - fingerprint).abs().sum(1) <= 1e-3 * fingerprint.abs().sum()
+        replays = torch.stack([record.replays for record in records])
+        age = torch.arange(len(records), 0, -1, device=replays.device)
+        order = torch.where(matches, replays * len(records) + age, torch.iinfo(torch.long).max)
+        chosen = order.argmin().reshape(1)
+        for position, record in enumerate(records):
+            record.replays.add_(chosen.squeeze() == position)
+        used = torch.stack([record.used for record in records]).index_select(0, chosen).squeeze(0)
+        return torch.where(matches.index_select(0, chosen), used, torch.nan)

@@ -24,7 +24,7 @@ def standardized(model: nn.Module) -> Iterator[None]:
     keep what backward passes added to theirs.
 
     Raises:
-        ValueError: a weight was changed inside the block (an optimizer step belongs after it).
+        ValueError: a parameter was changed inside the block (an optimizer step belongs after it).
 
     >>> from batchless.nn import WSConv2d
     >>> layer = WSConv2d(3, 8, 3)
@@ -37,16 +37,17 @@ def standardized(model: nn.Module) -> Iterator[None]:
     layers = [
         module for module in model.modules() if isinstance(module, Reparameterized) and module.shared_weight is None
     ]
-    versions = [layer.weight._version for layer in layers]
+    versions = [(name, parameter, parameter._version) for name, parameter in model.named_parameters()]
     try:
         weights = [_share(layer) for layer in layers]
         yield
-        for layer, weight, version in zip(layers, weights, versions, strict=True):
-            if layer.weight._version != version:
-                raise ValueError(
-                    f"the weight {tuple(layer.weight.shape)} of a {type(layer).__name__} was changed while its "
-                    "standardized form was in use: step the optimizer after the block"
-                )
+        changed = [name for name, parameter, version in versions if parameter._version != version]
+        if changed:
+            raise ValueError(
+                f"{len(changed)} parameters (first: {changed[0]}) were changed while standardized weights were in use: "
+                "step the optimizer after the block"
+            )
+        for layer, weight in zip(layers, weights, strict=True):
             _pull_back(layer, weight)
     finally:
         for layer in layers:

@@ -131,7 +131,7 @@ def _divide_inside(rows: Tensor, rule: StandardizationPreset, scale: float | Ten
     elif not torch.compiler.is_compiling():
         standardized: Tensor = _StandardizeRows.apply(rows, eps)[0]
         return standardized
-    return F.group_norm(rows.unsqueeze(0), outputs, per_row, eps=eps).squeeze(0)
+    return F.group_norm(_from_first(rows).unsqueeze(0), outputs, per_row, eps=eps).squeeze(0)
 
 
 class _StandardizeRows(torch.autograd.Function):
@@ -167,8 +167,18 @@ class _StandardizeRows(torch.autograd.Function):
         return found[0], None
 
 
+def _from_first(rows: Tensor) -> Tensor:
+    """Each row minus its first weight, which changes no result but makes a row of equal values exactly 0.
+
+    Without it the rounding of the mean, divided by a tiny deviation, comes out as anything up to 1. The first weight needs no
+    gradient, because the result does not depend on it.
+    """
+    return rows - rows[:, :1].detach()
+
+
 def _divide(rows: Tensor, rule: StandardizationPreset, scale: float | Tensor) -> Tensor:
     inputs = rows.shape[1]
+    rows = _from_first(rows)
     centred = rows - rows.mean(1, keepdim=True)
     # vector_norm has gradient 0 at 0, where the square root of a variance has NaN.
     deviation = torch.linalg.vector_norm(centred, dim=1, keepdim=True) * (inputs - int(rule.unbiased)) ** -0.5

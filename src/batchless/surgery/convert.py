@@ -27,7 +27,7 @@ from batchless.surgery.replace import (
     fits_fan_in,
 )
 from batchless.surgery.report import Action, ConversionReport, Entry
-from batchless.surgery.swap import copy_of, keep_own_attributes, replace_module
+from batchless.surgery.swap import Places, copy_of, keep_own_attributes
 
 Skip = Callable[[nn.Module, str], bool]
 """`skip(module, qualified_name)`: whether a layer is left as it is."""
@@ -108,7 +108,9 @@ def convert(
         _check_complete(model, earlier.report, strict=strict)
         return copy_of(model), earlier.report
     _check_convertible(model, name)
-    surgery = _Surgery(copy_of(model), name, _find_pairs(model, example), skip or (lambda module, qualified: False))
+    surgery = _Surgery(
+        Places(copy_of(model)), name, _find_pairs(model, example), skip or (lambda module, qualified: False)
+    )
     surgery.run()
     report = ConversionReport(
         normalizer=str(name),
@@ -166,7 +168,7 @@ def _find_pairs(model: nn.Module, example: object) -> Pairs:
 class _Surgery:
     """One conversion: the copy being changed, and what has been done to it."""
 
-    model: nn.Module
+    places: Places
     name: Normalizer
     pairs: Pairs
     skip: Skip
@@ -174,6 +176,11 @@ class _Surgery:
     reparameterized: set[str] = field(default_factory=set)
     renamed: dict[str, str] = field(default_factory=dict)
     ranks: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def model(self) -> nn.Module:
+        """The copy as it stands."""
+        return self.places.model
 
     def run(self) -> None:
         modules = list(self.model.named_modules())
@@ -316,7 +323,7 @@ class _Surgery:
                 for parameter in module.parameters(recurse=False):
                     parameter.requires_grad_(False)
         keep_own_attributes(old, new)
-        self.model = replace_module(self.model, old, new)
+        self.places.replace(old, new)
 
     def _note(self, qualified: str, action: Action, was: nn.Module, now: nn.Module | None, detail: str) -> None:
         after = type(was).__name__ if now is None else type(now).__name__

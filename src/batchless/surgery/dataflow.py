@@ -100,9 +100,9 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if base in _SUMS:
             return None
         signals = [tensor for tensor in inputs if tensor.is_floating_point()]
-        if base in _AFFINE and len(signals) == 2 and signals[0].numel() != signals[1].numel():
+        if base in _AFFINE and len(signals) == 2 and _values(signals[0]) != _values(signals[1]):
             # A gate (squeeze-excite) or a bias: the signal is still its activation's.
-            signals = [max(signals, key=Tensor.numel)]
+            signals = [max(signals, key=_values)]
         carried = [getattr(tensor, "_batchless_activation", None) for tensor in signals]
         if not carried or (base in ("add", "sub") and len(carried) > 1):
             return None
@@ -110,6 +110,11 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if torch.Tag.pointwise in func.tags and not scaled and base not in _COPIES:
             return UNKNOWN
         return carried[0] if all(item == carried[0] for item in carried) else UNKNOWN
+
+
+def _values(tensor: Tensor) -> int:
+    """How many values a tensor holds, those that `expand` repeats counted once."""
+    return math.prod(size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride)
 
 
 def _writes_to_first(func: Any) -> bool:

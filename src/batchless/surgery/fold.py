@@ -24,7 +24,7 @@ from batchless.surgery.recognize import (
     read_convolution,
 )
 from batchless.surgery.replace import NormAndActivation
-from batchless.surgery.swap import copy_of, replace_module
+from batchless.surgery.swap import Places, copy_of
 
 
 def fold(model: nn.Module, example: object = None) -> nn.Module:
@@ -64,18 +64,20 @@ def fold(model: nn.Module, example: object = None) -> nn.Module:
     folded = copy_of(model)
     forget_conversion(folded)
     with torch.no_grad():
+        places = Places(folded)
         for module in list(folded.modules()):
             if isinstance(module, Reparameterized):
-                folded = replace_module(folded, module, _plain_layer(module))
+                places.replace(module, _plain_layer(module))
         feeding = {norm: layer for layer, norm in pairs.items()}
-        for name, module in list(folded.named_modules()):
-            layer = _mergeable(folded, name, feeding[name]) if name in feeding else None
-            folded = _fold_norm(folded, module, layer, ranks.get(name))
-        for module in list(folded.modules()):
+        for name, module in list(places.model.named_modules()):
+            layer = _mergeable(places.model, name, feeding[name]) if name in feeding else None
+            if (instead := _folded_norm(module, layer, ranks.get(name))) is not None:
+                places.replace(module, instead)
+        for module in list(places.model.modules()):
             if isinstance(module, NormAndActivation):
                 parts = [part for part in module.children() if not isinstance(part, nn.Identity)]
-                folded = replace_module(folded, module, nn.Sequential(*parts))
-    return folded.eval()
+                places.replace(module, nn.Sequential(*parts))
+    return places.model.eval()
 
 
 @dataclass(frozen=True)
@@ -109,26 +111,26 @@ def _mergeable(model: nn.Module, norm: str, layer: str) -> nn.Module | None:
         return None
     if isinstance(found, nn.Sequential):  # an input padding and the convolution that a reparameterized one became
         found = found[-1]
-    if type(found) is nn.Linear or isinstance(read_convolution(found), ConvolutionSource):
+    plain_linear = type(found) is nn.Linear and "weight" in found._parameters
+    if plain_linear or isinstance(read_convolution(found), ConvolutionSource):
         return found
     return None
 
 
-def _fold_norm(model: nn.Module, module: nn.Module, layer: nn.Module | None, rank: int | None) -> nn.Module:
+def _folded_norm(module: nn.Module, layer: nn.Module | None, rank: int | None) -> nn.Module | None:
+    """What takes the place of a normalization, after merging it into `layer` if there is one; None if it stays."""
     affine = _affine(module)
     if affine is None:
-        return model
+        return None
     if layer is not None:
         _merge(affine, layer)
-        return replace_module(model, module, affine.then)
+        return affine.then
     if isinstance(module, _BatchNorm) or not type(module).__module__.startswith("batchless."):
-        return model  # already a layer of torch's or of the model's own library, and nothing to merge it into
+        return None  # already a layer of torch's or of the model's own library, and nothing to merge it into
     like = next(module.parameters(), next(module.buffers(), None))
     assert like is not None
     batch_norm = affine.as_batch_norm(rank, like)
-    return replace_module(
-        model, module, batch_norm if isinstance(affine.then, nn.Identity) else nn.Sequential(batch_norm, affine.then)
-    )
+    return batch_norm if isinstance(affine.then, nn.Identity) else nn.Sequential(batch_norm, affine.then)
 
 
 def _affine(module: nn.Module) -> _Affine | None:

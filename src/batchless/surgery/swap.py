@@ -26,19 +26,28 @@ def copy_of(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(value): value.detach().clone() for value in computed})
 
 
-def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
-    """Put `new` wherever `old` stands in `model`, in place; returns the model, which is `new` if `old` was it.
+class Places:
+    """Where each module of a model stands, to put another in its place without searching the model again.
 
-    The mode goes with it, and hooks on the forward and backward pass.
+    Args:
+        model: changed in place. `self.model` is it, or what came in its own place.
     """
-    _hand_over(old, new)
-    if old is model:
-        return new
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if child is old:
-                parent._modules[name] = new
-    return model
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._modules = list(model.modules())  # kept alive, so that no new module gets the id of one of them
+        self._places: dict[int, list[tuple[nn.Module, str]]] = {}
+        for parent in self._modules:
+            for name, child in parent._modules.items():
+                self._places.setdefault(id(child), []).append((parent, name))
+
+    def replace(self, old: nn.Module, new: nn.Module) -> None:
+        """Put `new` wherever `old` stands. The mode goes with it, and hooks on the forward and backward pass."""
+        _hand_over(old, new)
+        if old is self.model:
+            self.model = new
+        for parent, name in self._places.get(id(old), ()):
+            parent._modules[name] = new
 
 
 def _hand_over(old: nn.Module, new: nn.Module) -> None:
