@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -120,7 +121,6 @@ def _training(runs: Sequence[TrainConfig], *, processes: int) -> Iterator[dict[F
         try:
             yield {pool.submit(_train, run): run for run in runs}
         except BaseException as error:
-            pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
                 if process not in others:
                     process.terminate()
@@ -133,8 +133,6 @@ def _training(runs: Sequence[TrainConfig], *, processes: int) -> Iterator[dict[F
 
 def _end_silently() -> None:
     """Let Ctrl-C, which the terminal sends to every process, end this one without a traceback."""
-    import signal
-
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 

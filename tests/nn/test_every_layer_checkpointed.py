@@ -171,6 +171,21 @@ def test_equal_inputs_before_one_backward_use_their_own_estimates(reentrant: boo
 
 
 @both_kinds
+@pytest.mark.parametrize("latest_first", [False, True], ids=["first-first", "latest-first"])
+def test_almost_equal_inputs_and_any_order_of_backward(reentrant: bool, latest_first: bool):
+    """Two exposures of one picture: what tells them apart is small, and each needs its own estimates."""
+    results = []
+    for call in (plainly, checkpointed(reentrant)):
+        module = scrambled(bnn.EstimatedBatchNorm(3, memory=4.0)).double()
+        leaves = [(factor * image()).requires_grad_() for factor in (1.0, 1.0001, 0.9999)]
+        losses = [call(module, x).square().mean() for x in leaves]
+        for loss in reversed(losses) if latest_first else losses:
+            loss.backward()
+        results.append({f"gradient of input {k}": x.grad for k, x in enumerate(leaves)})
+    equal(results[1], results[0])
+
+
+@both_kinds
 def test_under_autocast(reentrant: bool):
     torch.manual_seed(8)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), bnn.BatchChannelNorm(8, memory=20.0), nn.ReLU())

@@ -170,6 +170,43 @@ def test_float32_with_a_mean_of_a_thousand_deviations(preset):
     torch.testing.assert_close(standardize_weight(weight, preset), expected, rtol=0, atol=3e-4)
 
 
+@every_preset
+def test_differentiable_twice(preset):
+    weight = torch.randn(3, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda w: standardize_weight(w, preset), (weight,), fast_mode=True)
+
+
+@every_preset
+def test_a_batch_of_weights_by_vmap(preset):
+    weights = torch.randn(4, 3, 2, 3, dtype=torch.float64)
+
+    def cubes(weight: Tensor) -> Tensor:
+        return (standardize_weight(weight, preset) ** 3).sum()
+
+    for function in (cubes, torch.func.grad(cubes)):
+        expected = torch.stack([function(weight) for weight in weights])
+        torch.testing.assert_close(torch.func.vmap(function)(weights), expected, rtol=1e-12, atol=1e-12)
+
+
+@every_preset
+@pytest.mark.parametrize("layout", ["transposed view", "every second", "channels last", "expanded"])
+def test_a_weight_of_any_strides(preset, layout):
+    weight = {
+        "transposed view": torch.randn(9, 4).double().t(),
+        "every second": torch.randn(4, 18).double()[:, ::2],
+        "channels last": torch.randn(4, 3, 3, 3).double().to(memory_format=torch.channels_last),
+        "expanded": torch.randn(1, 9).double().expand(4, 9),
+    }[layout].requires_grad_()
+    dense = weight.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
+    functional = torch.randn_like(dense)
+    results = [standardize_weight(w, preset) for w in (weight, dense)]
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
+    gradients = [
+        torch.autograd.grad((y * functional).sum(), w)[0] for y, w in zip(results, (weight, dense), strict=True)
+    ]
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("layer", "arguments"),
     [

@@ -358,6 +358,14 @@ def test_other_normalizations_stay_and_the_convolution_before_them_is_reparamete
     assert details(report, "1") == ["not a batch normalization"]
 
 
+@pytest.mark.parametrize("statistics", ["batch", "estimate"])
+def test_our_own_normalizations_stay_whole(statistics):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), bnn.BatchChannelNorm(8, statistics=statistics))
+    converted, report = bl.convert(model, "gn+ws", example=images(), strict=True)
+    assert [(entry.name, entry.action) for entry in report.entries] == [("0", "replaced"), ("1", "kept")]
+    assert [type(m) for m in converted[1].modules()] == [type(m) for m in model[1].modules()]
+
+
 class Siamese(nn.Module):
     """One convolution that feeds two normalizations, in turn."""
 

@@ -124,6 +124,18 @@ def test_settings_of_bcn_reach_the_layer():
     assert (float(layer.batch_norm.memory), layer.batch_norm.update, layer.batch_norm.warmup) == (70, "forward", False)
 
 
+def test_momentum_is_the_batch_normalizations():
+    assert bl.convert(pair(momentum=0.3), "sync-bn")[0][1].momentum == 0.3
+    assert bl.convert(pair(norm=FrozenBatchNorm2d), "bn")[0][1].momentum == 0.1  # it has none
+    averaging = pair(momentum=None)
+    for name in ("sync-bn", "bcn"):
+        converted, report = bl.convert(averaging, name)
+        assert getattr(converted[1], "batch_norm", converted[1]).momentum == 0.1
+        assert report.entries[1].detail.endswith("; momentum 0.1 in place of a cumulative average")
+    synchronized = nn.SyncBatchNorm.convert_sync_batchnorm(averaging)
+    assert bl.convert(synchronized, "bn")[0][1].momentum is None
+
+
 # Zero gains
 
 

@@ -377,6 +377,14 @@ def test_a_folded_model_needs_no_class_of_ours(tmp_path):
     assert b"batchless" not in (tmp_path / "stem.pt").read_bytes()
 
 
+def test_layers_taken_out_after_the_conversion_are_not_missed():
+    converted, _ = bl.convert(nn.Sequential(network(), nn.Identity()).double(), "bcn-micro+ws", example=images())
+    randomized(converted)
+    converted[0][0] = nn.Sequential(nn.Identity(), converted[0][0][1], nn.Conv2d(8, 8, 1).double()).eval()
+    converted[0][1].shortcut = nn.Identity().eval()
+    folded_equal(converted, images(channels=8))
+
+
 def test_an_example_adds_to_what_the_conversion_knows():
     converted, _ = bl.convert(network().double(), "none+sws")  # found by structure: only sequences are certain
     model = randomized(converted)

@@ -310,6 +310,15 @@ def test_an_invalid_loss_stops_the_run_and_leaves_the_earlier_checkpoint(value, 
     assert read_run(run.path).summary is None
 
 
+def test_an_invalid_weight_never_reaches_a_checkpoint(new_run):
+    """The last step's gradient is invalid: every loss was finite."""
+    run = new_run()
+    task = TurnsInvalid(8, "gradient")
+    with pytest.raises(ValueError, match=r"^0\.weight became NaN or infinite within 10 images: lower optimizer"):
+        train(tiny_model(), task, TinyData(), settings(images=10, evaluations=2), run)
+    assert load_checkpoint(run.path / "checkpoints" / "last.pt")["images"] == 8
+
+
 @pytest.mark.usefixtures("log_every_step")
 def test_an_invalid_loss_is_noticed_when_it_is_logged(new_run):
     run = new_run()

@@ -27,14 +27,16 @@ class EstimatedBatchNorm(nn.Module):
     - Inside `batchless.accumulate` with `update="step"`, a forward only reads the estimates and adds to sums; leaving the
       block moves them once, with k the step's images over all ranks.
     - Otherwise a training forward moves the estimates (k = `x.shape[0]`) and normalizes with the moved ones, the authors'
-      rule. A checkpoint that runs the forward again gets the same estimates and moves nothing.
+      rule. In eager mode a checkpoint that runs the forward again gets the same estimates and moves nothing; a compiled
+      block under a checkpoint needs `batchless.accumulate` for that.
     - In evaluation mode: the same formula, nothing moves.
 
     Args:
         num_features: C.
         eps: added to the variance.
         memory: images after which an old image's weight has fallen to 1/e; the buffer `memory` may be changed in place
-            by a schedule (no recompilation) and is restored by `load_state_dict`. `math.inf` gives r = 0: a warning.
+            by a schedule (no recompilation) and is restored by `load_state_dict`. `math.inf` averages everything seen; without
+            warm-up it gives r = 0, which never moves: a warning.
         update: when the estimates move inside `batchless.accumulate`.
         warmup: whether the first moves average all they have seen.
         affine: whether `weight` and `bias` `[C]` exist.
@@ -211,8 +213,9 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def _fingerprint(x: Tensor) -> Tensor:
-    """What tells one forward's input from another's: its channel means, by the same kernel each time."""
-    return x.mean([0, *range(2, x.dim())], dtype=_wide(x.dtype))
+    """What tells one forward's input from another's: its channel means, and a corner (an image and its mirror differ there)."""
+    corner = x[(0, slice(None), *[0] * (x.dim() - 2))]
+    return torch.cat([x.mean([0, *range(2, x.dim())], dtype=_wide(x.dtype)), corner.to(_wide(x.dtype))])
 
 
 def _split_pair(pair: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from batchless.nn.batch_channel_norm import BatchChannelNorm
 from batchless.nn.batch_norm import FrozenBatchNorm
 from batchless.nn.normalizer import Act, Bn, FrozenBn, NoNorm, Normalizer, SyncBn, parse_normalizer
 from batchless.surgery.dataflow import pairs_by_example
@@ -183,7 +184,8 @@ class _Surgery:
         return self.places.model
 
     def run(self) -> None:
-        modules = list(self.model.named_modules())
+        steps = {id(module.batch_norm) for module in self.model.modules() if isinstance(module, BatchChannelNorm)}
+        modules = [item for item in self.model.named_modules() if id(item[1]) not in steps]
         for qualified, module in modules:
             if is_convolution(module):
                 self._convolution(qualified, module)

@@ -68,7 +68,8 @@ def fold(model: nn.Module, example: object = None) -> nn.Module:
         for module in list(folded.modules()):
             if isinstance(module, Reparameterized):
                 places.replace(module, _plain_layer(module))
-        feeding = {norm: layer for layer, norm in pairs.items()}
+        present = {name for name, _ in places.model.named_modules()}  # layers may have been taken out since
+        feeding = {norm: layer for layer, norm in pairs.items() if layer in present}
         for name, module in list(places.model.named_modules()):
             layer = _mergeable(places.model, name, feeding[name]) if name in feeding else None
             if (instead := _folded_norm(module, layer, ranks.get(name))) is not None:

@@ -64,8 +64,8 @@ def is_activation(module: nn.Module) -> bool:
 class BatchNormSource:
     """What a batch normalization holds, whatever library it comes from.
 
-    `dimensions` are its spatial ones, None where the type does not tell; `drop` and `act` are run after it in timm's
-    combined layers, None elsewhere.
+    `momentum` is None for a cumulative average; `dimensions` are the spatial ones, None where the type does not tell; `drop`
+    and `act` run after it in timm's combined layers, None elsewhere.
     """
 
     num_features: int
@@ -109,7 +109,7 @@ def read_batch_norm(module: nn.Module) -> BatchNormSource | str:
     return BatchNormSource(
         num_features=module.num_features if isinstance(module, _BatchNorm) or sized is None else sized.numel(),  # type: ignore[arg-type]
         eps=module.eps,  # type: ignore[arg-type]
-        momentum=getattr(module, "momentum", None),
+        momentum=getattr(module, "momentum", 0.1),
         weight=weight,
         bias=getattr(module, "bias", None),
         running_mean=running_mean,

@@ -178,8 +178,9 @@ def _batch_channel_norm(
         "device": source.device,
         "dtype": source.dtype,
     }
+    averages = ""
     if isinstance(act, Bcn):
-        momentum = 0.1 if source.momentum is None else source.momentum
+        momentum, averages = _momentum(source)
         layer = layers.BatchChannelNorm(
             source.num_features, groups, statistics="batch", eps=act.eps, sync=act.sync, momentum=momentum, **common
         )
@@ -193,9 +194,8 @@ def _batch_channel_norm(
             warmup=act.warmup,
             **common,
         )
-    detail = (
-        f"{_group_detail(source, groups, spatial, name)}; {_copy_statistics(layer.batch_norm, source, statistics_hold)}"
-    )
+    statistics = _copy_statistics(layer.batch_norm, source, statistics_hold)
+    detail = f"{_group_detail(source, groups, spatial, name)}; {statistics}{averages}"
     if starts_at_zero(source) and layer.weight is not None:
         # A zero inner gain before channel normalization gave 400x gradients: the outer, per-group gain starts at zero.
         nn.init.zeros_(layer.weight)
@@ -214,11 +214,12 @@ def _no_norm(source: BatchNormSource) -> Built:
 
 def _batch_norm(act: Bn | SyncBn | FrozenBn, source: BatchNormSource, statistics_hold: bool, rank: int | None) -> Built:
     common: dict[str, Any] = {"eps": source.eps, "device": source.device, "dtype": source.dtype}
-    momentum = 0.1 if source.momentum is None else source.momentum
+    averages = ""
     layer: nn.Module
     if isinstance(act, FrozenBn):
         layer = layers.FrozenBatchNorm(source.num_features, **common)
     elif isinstance(act, SyncBn):
+        momentum, averages = _momentum(source)
         layer = layers.BatchNorm(
             source.num_features, momentum=momentum, sync=True, affine=source.weight is not None, **common
         )
@@ -227,7 +228,14 @@ def _batch_norm(act: Bn | SyncBn | FrozenBn, source: BatchNormSource, statistics
         kind = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[dimensions - 1]
         layer = kind(source.num_features, momentum=source.momentum, affine=source.weight is not None, **common)
     _copy_affine(layer, source)
-    return Built(layer, _copy_statistics(layer, source, statistics_hold))
+    return Built(layer, _copy_statistics(layer, source, statistics_hold) + averages)
+
+
+def _momentum(source: BatchNormSource) -> tuple[float, str]:
+    """The momentum of our own layers, which know no cumulative average, and what the report says of it."""
+    if source.momentum is None:
+        return 0.1, "; momentum 0.1 in place of a cumulative average"
+    return source.momentum, ""
 
 
 def build_convolution(
