@@ -171,13 +171,15 @@ def test_the_learning_rate_is_a_function_of_the_images_seen(images_per_step, sch
             new_run(),
         )
 
-    def rate(images: int) -> float:
+    def rate(images: float) -> float:
         if images < 10:  # a quarter of the budget
             return 0.3 * images / 10
         return 0.3 if schedule == "constant" else 0.15 * (1 + math.cos(math.pi * (images - 10) / 30))
 
-    starts = [epoch + step for epoch in range(0, 40, 10) for step in range(0, 10, images_per_step)]
-    assert rates == pytest.approx([rate(start) for start in starts], abs=1e-6)
+    starts = [(epoch, step) for epoch in range(0, 40, 10) for step in range(0, 10, images_per_step)]
+    middles = [epoch + (step + min(step + images_per_step, 10)) / 2 for epoch, step in starts]
+    assert rates == pytest.approx([rate(middle) for middle in middles], abs=1e-6)
+    assert rates[0] > 0
 
 
 def test_evaluation_changes_nothing_and_restores_the_modes():

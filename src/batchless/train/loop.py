@@ -124,7 +124,8 @@ class _Loop(Generic[Batch]):
             left, epoch = left - images, epoch + 1
 
     def _step(self, micro_batches: list[Batch]) -> None:
-        progress = self.images / self.settings.images
+        # The middle of the step: at its beginning a warm-up would make the first step of learning rate 0.
+        progress = (self.images + sum(self.task.images(batch) for batch in micro_batches) / 2) / self.settings.images
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.optimizer.learning_rate_at(progress)
         total: Tensor | float = 0.0
