@@ -68,51 +68,52 @@ class Architecture:
         return {"boxes": box, "labels": torch.ones(1, dtype=torch.long), "masks": mask, "keypoints": keypoints}
 
 
-def _torchvision() -> list[Architecture]:
-    found = []
-    detection = set(torchvision.models.list_models(module=torchvision.models.detection))
-    video = set(torchvision.models.list_models(module=torchvision.models.video))
-    segmentation = set(torchvision.models.list_models(module=torchvision.models.segmentation))
-    for name in torchvision.models.list_models():
-        settings: dict[str, Any] = {"options": {"weights": None}}
-        if name in detection:
-            side = 128
-            settings = {"size": side, "detector": True}
-            settings["options"] = {
-                "weights": None,
-                "weights_backbone": None,
-                "num_classes": 3 + ("keypoint" in name) * -1,
-            }
-            if not name.startswith("ssd"):
-                settings["options"] |= {"min_size": side, "max_size": side}
-        elif name in segmentation:
-            settings["options"] |= {"weights_backbone": None, "aux_loss": True, "num_classes": 3}
-            if name.startswith("lraspp"):
-                del settings["options"]["aux_loss"]
-        elif name in video:
-            settings |= {"size": 64, "frames": 8}
-            if name == "s3d" or name.startswith("mvit"):
-                settings |= {"size": 224, "frames": 16}
-        elif name.startswith("vit_"):
-            settings["size"] = 70 if name == "vit_h_14" else 64
-            settings["options"] |= {"image_size": settings["size"]}
-        elif name.startswith("maxvit"):
-            settings["size"] = 224
-        elif name.startswith("raft"):
+def _detector(name: str) -> dict[str, Any]:
+    """Small images, two classes and few proposals."""
+    options: dict[str, Any] = {"weights": None, "weights_backbone": None, "num_classes": 2 if "keypoint" in name else 3}
+    if "rcnn" in name:
+        options |= {"rpn_pre_nms_top_n_train": 40, "rpn_pre_nms_top_n_test": 40, "box_detections_per_img": 5}
+        options |= {"rpn_post_nms_top_n_train": 20, "rpn_post_nms_top_n_test": 10}
+    if not name.startswith("ssd"):  # these have one size
+        options |= {"min_size": 128, "max_size": 128}
+    return {"size": 128, "detector": True, "options": options}
+
+
+def _torchvision_model(name: str, kind: str) -> Architecture:
+    settings: dict[str, Any] = {"options": {"weights": None}}
+    match kind:
+        case "detection":
+            settings = _detector(name)
+        case "segmentation":
+            settings["options"] |= {"weights_backbone": None, "num_classes": 3}
+            settings["options"] |= {} if name.startswith("lraspp") else {"aux_loss": True}
+        case "video":
+            one_size = name == "s3d" or name.startswith("mvit")
+            settings |= {"size": 224, "frames": 16} if one_size else {"frames": 8}
+        case "optical_flow":
             settings |= {"size": 128, "pair": True}
-        elif "inception_v3" in name:
-            settings["size"] = 299
-            settings["options"] |= {"init_weights": False}
-        elif "googlenet" in name:
-            settings["options"] |= {"init_weights": False}
-        builder = partial(torchvision.models.get_model, name)
-        found.append(Architecture(name=f"torchvision:{name}", builder=builder, **settings))
-    return found
+    if name.startswith("vit_"):
+        size = 70 if name == "vit_h_14" else 64
+        settings |= {"size": size, "options": {"weights": None, "image_size": size}}
+    if name.startswith("maxvit"):
+        settings["size"] = 224
+    if "inception_v3" in name:
+        settings["size"] = 299
+    if "inception_v3" in name or "googlenet" in name:
+        settings["options"] |= {"init_weights": False}  # tens of seconds of truncated normals
+    return Architecture(name=f"torchvision:{name}", builder=partial(torchvision.models.get_model, name), **settings)
+
+
+def _torchvision() -> list[Architecture]:
+    tasks = ("detection", "segmentation", "video", "optical_flow")
+    modules = {task: getattr(torchvision.models, task) for task in tasks}
+    kinds = {name: task for task, module in modules.items() for name in torchvision.models.list_models(module=module)}
+    return [_torchvision_model(name, kinds.get(name, "classification")) for name in torchvision.models.list_models()]
 
 
 TORCHVISION = _torchvision()
 
-_TIMM = """
+_TIMM_NAMES = """
 resnet10t resnet18d resnext26ts resnetblur18 legacy_seresnet18 legacy_seresnext26_32x4d seresnext26t_32x4d
 res2net50_14w_8s res2next50 skresnet18 resnest14d densenet121 densenetblur121d vgg11_bn
 mobilenetv2_035 mobilenetv3_small_050 mobilenetv3_large_075 mobilenetv4_conv_small_035 mobilenetv4_hybrid_medium
@@ -135,7 +136,7 @@ efficientvit_b0 efficientvit_m0 efficientvim_m1 convmixer_768_32 visformer_tiny 
 coat_lite_tiny convit_tiny inception_next_atto lowformer_b0 iformer_t rdnet_tiny csatv2 cpubone_nano mobilenetv5_base
 vitamin_small_224 vit_tiny_r_s16_p8_224 vit_small_resnet26d_224 pvt_v2_b0 mambaout_femto gcvit_xxtiny
 mvitv2_tiny nest_tiny sequencer2d_s test_vit caformer_s18 resnet50_clip resnet32ts resnet33ts resnet51q
-""".split()
+"""
 
 _TIMM_SIZES = {
     "inception_v3": 96,
@@ -149,46 +150,42 @@ _TIMM_SIZES = {
 }
 """Side of the images in pixels where 64 do not do."""
 
-_TAKE_THE_SIZE = frozenset(
-    """
-    levit_128s levit_conv_128s efficientformerv2_s0 coatnet_bn_0_rw_224 coatnet_nano_rw_224 maxvit_pico_rw_256
-    maxxvit_rmlp_nano_rw_256 eca_botnext26ts_256 lamhalobotnet50ts_256 sebotnet33ts_256 visformer_tiny coat_lite_tiny
-    convit_tiny vitamin_small_224 vit_tiny_r_s16_p8_224 vit_small_resnet26d_224 gcvit_xxtiny nest_tiny
-    """.split()
-)
-"""Models built for one size of image, which must be told another."""
+_BUILT_FOR_ONE_SIZE = """
+levit_128s levit_conv_128s efficientformerv2_s0 coatnet_bn_0_rw_224 coatnet_nano_rw_224 maxvit_pico_rw_256
+maxxvit_rmlp_nano_rw_256 eca_botnext26ts_256 lamhalobotnet50ts_256 sebotnet33ts_256 visformer_tiny coat_lite_tiny
+convit_tiny vitamin_small_224 vit_tiny_r_s16_p8_224 vit_small_resnet26d_224 gcvit_xxtiny nest_tiny
+"""
 
 
 def _timm_model(name: str) -> Architecture:
     size = _TIMM_SIZES.get(name, 64)
     options: dict[str, Any] = {"pretrained": False, "num_classes": 10}
-    if name in _TAKE_THE_SIZE:
+    if name in _BUILT_FOR_ONE_SIZE.split():
         options["img_size"] = size
     return Architecture(name=f"timm:{name}", builder=partial(timm.create_model, name), size=size, options=options)
 
 
-TIMM = [_timm_model(name) for name in _TIMM]
+TIMM = [_timm_model(name) for name in _TIMM_NAMES.split()]
 
 
 def _segmentation_model(decoder: str, encoder: str) -> Architecture:
     options = {"encoder_name": encoder, "encoder_weights": None, "classes": 2}
-    size = 512 if decoder == "PAN" else 64
+    size = 512 if decoder == "PAN" else 64  # its pyramid ends in one channel, which needs more than one position
     return Architecture(name=f"smp:{decoder}-{encoder}", builder=getattr(smp, decoder), size=size, options=options)
 
 
-SEGMENTATION_MODELS = [
-    _segmentation_model(decoder, encoder)
-    for decoder in (
-        "Unet",
-        "UnetPlusPlus",
-        "FPN",
-        "PAN",
-        "DeepLabV3",
-        "DeepLabV3Plus",
-        "Linknet",
-        "PSPNet",
-        "MAnet",
-        "UPerNet",
-    )
-    for encoder in ("resnet18", "efficientnet-b0", "mobilenet_v2", "timm-regnetx_002")
-]
+_DECODERS = (
+    "Unet",
+    "UnetPlusPlus",
+    "FPN",
+    "PAN",
+    "DeepLabV3",
+    "DeepLabV3Plus",
+    "Linknet",
+    "PSPNet",
+    "MAnet",
+    "UPerNet",
+)
+_ENCODERS = ("resnet18", "efficientnet-b0", "mobilenet_v2", "timm-regnetx_002")
+
+SEGMENTATION_MODELS = [_segmentation_model(decoder, encoder) for decoder in _DECODERS for encoder in _ENCODERS]

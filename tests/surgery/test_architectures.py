@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import batchless as bl
-from architectures import SEGMENTATION_MODELS, TIMM, TORCHVISION, Architecture
+from architectures import Architecture
 from batchless.nn.normalizer import Bcn, Bn, SyncBn, parse_normalizer
 from batchless.surgery import ConversionReport, conversion_of
 
@@ -159,10 +159,22 @@ def check_activations(before: Original, converted: nn.Module) -> None:
     assert activation_calls(converted, before.architecture.arguments(1)) == before.activations
 
 
+def check_copies(converted: nn.Module, report: ConversionReport, normalizer: str) -> None:
+    """Converting again, copying and pickling keep the model, its report and its pairs."""
+    again, second = bl.convert(converted, normalizer)  # a deep copy
+    assert second == report
+    state = converted.state_dict()
+    for other in (again, pickle.loads(pickle.dumps(converted))):
+        assert conversion_of(other) == conversion_of(converted)
+        assert [type(m) for m in other.modules()] == [type(m) for m in converted.modules()]
+        assert other.state_dict().keys() == state.keys()
+        assert all(torch.equal(value, state[name]) for name, value in other.state_dict().items())
+
+
 def check_backward(before: Original, converted: nn.Module, normalizer: str) -> None:
     """Forward and backward, on one image unless the batch is normalized, are finite and reach all that was reached."""
     samples = 2 if isinstance(parse_normalizer(normalizer).act, Bn | SyncBn | Bcn) else 1
-    after = gradients(copy.deepcopy(converted), before.architecture.training_arguments(samples))
+    after = gradients(converted, before.architecture.training_arguments(samples))
     for name, gradient in after.items():
         assert gradient is None or bool(gradient.isfinite().all()), f"gradient of {name}"
     trainable = {name for name, p in converted.named_parameters() if p.requires_grad}
@@ -177,11 +189,11 @@ def check_backward(before: Original, converted: nn.Module, normalizer: str) -> N
 def outputs(architecture: Architecture, model: nn.Module) -> list[Tensor]:
     """All tensors of an evaluation forward in float64; a detector's parts' too, since it may find nothing."""
     found: list[Tensor] = []
+    parts = ("backbone", "rpn.head", "head", "roi_heads.box_head", "roi_heads.mask_head", "roi_heads.keypoint_head")
     handles = [
         part.register_forward_hook(lambda module, inputs, output: found.extend(tensors(output)))
         for name, part in model.named_modules()
-        if architecture.detector
-        and name in ("backbone", "rpn.head", "head", "roi_heads.box_head", "roi_heads.mask_head")
+        if architecture.detector and name in parts
     ]
     with torch.no_grad():
         output = model(*architecture.arguments(1, dtype=torch.float64))
@@ -192,7 +204,8 @@ def outputs(architecture: Architecture, model: nn.Module) -> list[Tensor]:
 
 def check_fold(before: Original, converted: nn.Module) -> None:
     """Folding gives the same outputs without a layer of this package."""
-    model = perturbed(copy.deepcopy(converted).double()).eval()
+    converted.zero_grad()
+    model = perturbed(converted.double()).eval()
     folded = bl.fold(model)
     assert not {type(m).__name__ for m in folded.modules() if type(m).__module__.startswith("batchless")}
     expected, got = outputs(before.architecture, model), outputs(before.architecture, folded)
@@ -205,22 +218,10 @@ def check_fold(before: Original, converted: nn.Module) -> None:
             assert error <= 1e-9, f"relative error {error:.1e}"
 
 
-def check_copies(converted: nn.Module, report: ConversionReport, normalizer: str) -> None:
-    """Converting again, copying and pickling keep the model, its report and its pairs."""
-    again, second = bl.convert(converted, normalizer)
-    assert second == report
-    state = converted.state_dict()
-    for other in (again, copy.deepcopy(converted), pickle.loads(pickle.dumps(converted))):
-        assert conversion_of(other) == conversion_of(converted)
-        assert [type(m) for m in other.modules()] == [type(m) for m in converted.modules()]
-        assert other.state_dict().keys() == state.keys()
-        assert all(torch.equal(value, state[name]) for name, value in other.state_dict().items())
-
-
 def check(before: Original, normalizer: str) -> None:
     """All that must hold of one conversion."""
     converted, report = check_convert(before, normalizer)
     check_activations(before, converted)
+    check_copies(converted, report, normalizer)
     check_backward(before, converted, normalizer)
     check_fold(before, converted)
-    check_copies(converted, report, normalizer)
