@@ -10,7 +10,7 @@ from batchless.nn import standardize_weight
 from bench.formulas import authors_standardized, timm_standardized
 from bench.timing import Comparison, Contestant, Target, interleave
 
-REPEATS = 40
+REPEATS = 120
 
 TARGETS = (
     Target(of="batchless", base="timm", at_most=0.5),

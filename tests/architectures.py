@@ -189,3 +189,30 @@ _DECODERS = (
 _ENCODERS = ("resnet18", "efficientnet-b0", "mobilenet_v2", "timm-regnetx_002")
 
 SEGMENTATION_MODELS = [_segmentation_model(decoder, encoder) for decoder in _DECODERS for encoder in _ENCODERS]
+
+HEAVY = frozenset(
+    """
+    smp:DeepLabV3-mobilenet_v2 smp:DeepLabV3Plus-efficientnet-b0 smp:DeepLabV3Plus-resnet18 smp:Linknet-timm-regnetx_002
+    smp:MAnet-mobilenet_v2 smp:UnetPlusPlus-timm-regnetx_002 timm:bat_resnext26ts timm:convmixer_768_32 timm:cspresnet50
+    timm:cspresnext50 timm:darknet53 timm:densenet121 timm:dla60_res2net timm:dm_nfnet_f0 timm:eca_botnext26ts_256
+    timm:ghostnetv3_050 timm:haloregnetz_b timm:inception_resnet_v2 timm:inception_v4 timm:lamhalobotnet50ts_256
+    timm:mobilenetv5_base timm:mobileone_s0 timm:nasnetalarge timm:pnasnet5large timm:regnety_002 timm:regnetz_b16
+    timm:regnetz_c16 timm:resnet50_clip timm:resnet51q timm:resnetrs50 timm:rexnet_100 timm:selecsls42b
+    timm:semnasnet_050 timm:tresnet_m timm:tresnet_v2_l timm:vgg11_bn timm:vit_small_resnet26d_224
+    torchvision:convnext_base torchvision:convnext_large torchvision:densenet201 torchvision:efficientnet_b5
+    torchvision:efficientnet_b6 torchvision:efficientnet_b7 torchvision:efficientnet_v2_l torchvision:efficientnet_v2_m
+    torchvision:fasterrcnn_resnet50_fpn torchvision:fasterrcnn_resnet50_fpn_v2 torchvision:keypointrcnn_resnet50_fpn
+    torchvision:maskrcnn_resnet50_fpn torchvision:maskrcnn_resnet50_fpn_v2 torchvision:maxvit_t torchvision:mvit_v1_b
+    torchvision:mvit_v2_s torchvision:quantized_resnext101_32x8d torchvision:quantized_resnext101_64x4d
+    torchvision:raft_large torchvision:regnet_x_16gf torchvision:regnet_x_32gf torchvision:regnet_x_8gf
+    torchvision:regnet_y_128gf torchvision:regnet_y_16gf torchvision:regnet_y_32gf torchvision:regnet_y_8gf
+    torchvision:resnet101 torchvision:resnet152 torchvision:resnext101_32x8d torchvision:resnext101_64x4d
+    torchvision:retinanet_resnet50_fpn torchvision:retinanet_resnet50_fpn_v2 torchvision:ssd300_vgg16
+    torchvision:swin3d_b torchvision:swin3d_s torchvision:swin3d_t torchvision:swin_b torchvision:swin_s
+    torchvision:swin_v2_b torchvision:swin_v2_s torchvision:vgg11 torchvision:vgg11_bn torchvision:vgg13
+    torchvision:vgg13_bn torchvision:vgg16 torchvision:vgg16_bn torchvision:vgg19 torchvision:vgg19_bn
+    torchvision:vit_b_16 torchvision:vit_b_32 torchvision:vit_h_14 torchvision:vit_l_16 torchvision:vit_l_32
+    torchvision:wide_resnet101_2 torchvision:wide_resnet50_2
+    """.split()
+)
+"""Architectures whose conversion takes more than about 3 s to check on one core; the default run leaves them out."""

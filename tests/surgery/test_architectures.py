@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import batchless as bl
-from architectures import Architecture
+from architectures import HEAVY, SEGMENTATION_MODELS, TIMM, TORCHVISION, Architecture
 from batchless.nn.normalizer import Bcn, Bn, SyncBn, parse_normalizer
 from batchless.surgery import ConversionReport, conversion_of
 
@@ -225,3 +225,36 @@ def check(before: Original, normalizer: str) -> None:
     check_copies(converted, report, normalizer)
     check_backward(before, converted, normalizer)
     check_fold(before, converted)
+
+
+EVERY = [*TORCHVISION, *TIMM, *SEGMENTATION_MODELS]
+NORMALIZERS = ("gn+ws", "bcn-micro+ws", "none+sws")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "normalizer"),
+    [
+        pytest.param(architecture, normalizer, id=f"{architecture.name}-{normalizer}")
+        # Each light architecture with one normalizer, in turn; the slow run takes the heavy ones and all combinations.
+        for position, architecture in enumerate(a for a in EVERY if a.name not in HEAVY)
+        for normalizer in [NORMALIZERS[position % len(NORMALIZERS)]]
+    ],
+)
+def test_a_conversion(architecture, normalizer):
+    check(original(architecture), normalizer)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", EVERY, ids=lambda architecture: architecture.name)
+def test_all_conversions(architecture):
+    before = original(architecture)
+    for normalizer in NORMALIZERS:
+        check(before, normalizer)
+
+
+def test_the_default_run_is_wide():
+    names = {architecture.name for architecture in EVERY}
+    assert names >= HEAVY
+    light = Counter(name.partition(":")[0] for name in names - HEAVY)
+    assert light["timm"] >= 40
+    assert light["torchvision"] >= 60

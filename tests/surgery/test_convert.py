@@ -384,6 +384,16 @@ def test_a_convolution_that_feeds_different_normalizations_is_followed_by_one():
     assert conversion_of(converted).pairs == {}
 
 
+def test_a_convolution_that_a_normalization_follows_in_some_calls_only_is_no_pair():
+    class Sometimes(Siamese):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.bn1(self.conv(x)) + F.relu(self.conv(-x))
+
+    converted, report = bl.convert(Sometimes(), "gn+ws", example=images())
+    assert type(converted.conv) is nn.Conv2d
+    assert details(report, "conv") == ["its output feeds more than a normalization"]
+
+
 class Shared(nn.Module):
     """Two convolutions that feed one normalization."""
 
@@ -451,6 +461,15 @@ class PreActivation(nn.Module):
         return x + self.conv2(F.relu(self.bn2(self.conv1(y))))
 
 
+class CallsByKeyword(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(input=self.conv(input=x))
+
+
 def test_the_data_flow_tells_pairs_that_the_order_of_declaration_does_not():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), PreActivation("module"))
     converted, _ = bl.convert(model, "gn+ws", example=images())
@@ -463,12 +482,24 @@ def test_the_data_flow_tells_pairs_that_the_order_of_declaration_does_not():
 def test_without_normalization_an_activation_in_place_does_not_overwrite_the_shortcut(activation):
     model = nn.Sequential(nn.Conv2d(3, 8, 3), PreActivation(activation), PreActivation(activation)).double()
     converted, _ = bl.convert(model, "none", example=images().double())
+    # A module is told not to work in place; before code that does, its input is copied.
+    assert type(converted[1].bn1) is (nn.Identity if activation == "module" else nn.ZeroPad1d)
+    assert type(converted[1].bn2) is nn.Identity
     x = converted[0](images().double())
     for block in (converted[1], converted[2]):
         x = x + block.conv2(F.relu(block.conv1(F.relu(x))))
     y = converted(images().double())
     torch.testing.assert_close(y, x, rtol=1e-12, atol=1e-12)
     y.sum().backward()
+
+
+def test_without_normalization_the_output_of_a_convolution_may_be_overwritten():
+    class InPlace(CallsByKeyword):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).relu_()
+
+    converted, _ = bl.convert(InPlace(), "none", example=images())
+    assert type(converted.bn) is nn.Identity
 
 
 def test_without_normalization_code_in_place_does_not_break_the_gradient_of_what_came_before():
@@ -575,6 +606,20 @@ def test_convolutions_with_a_weight_computed_by_a_hook_are_left_alone_and_report
     assert all(p.grad is not None for p in converted.parameters())
 
 
+def test_tensors_that_a_forward_left_on_a_module_do_not_hinder():
+    class Keeps(Network):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            classes, maps = super().forward(x)
+            self.last, self.pyramid = maps, [{"maps": maps}]
+            return classes, maps
+
+    model = Keeps()
+    model(images())  # plain copying refuses tensors of a graph
+    converted, _ = bl.convert(model, "gn+ws", example=images())
+    assert torch.equal(converted.pyramid[0]["maps"], model.last)
+    assert not converted.last.requires_grad
+
+
 def test_layers_without_a_size_yet_are_an_error():
     model = nn.Sequential(nn.LazyConv2d(8, 3), nn.LazyBatchNorm2d())
     for name in ("gn+ws", "none"):
@@ -609,6 +654,21 @@ def test_marks_of_the_user_stay_on_replaced_layers():
     model[0].mark, model[1].mark = "first", ["second"]
     converted, _ = bl.convert(model, "bcn-micro+ws")
     assert (converted[0].mark, converted[1].mark) == ("first", ["second"])
+
+
+def test_state_that_is_no_parameter_is_kept():
+    model = Network()
+    model.steps, model.history = 7, [1.0, 2.0]
+    model.block.register_buffer("table", torch.arange(5))
+    model.block.register_buffer("cache", torch.ones(2), persistent=False)
+    model.block.scale = nn.Parameter(torch.full((3,), 2.0))
+    converted, _ = bl.convert(model, "gn+ws", example=images())
+    assert (converted.steps, converted.history) == (7, [1.0, 2.0])
+    assert converted.history is not model.history
+    for name in ("table", "cache", "scale"):
+        assert torch.equal(getattr(converted.block, name), getattr(model.block, name))
+    assert "block.table" in converted.state_dict()
+    assert "block.cache" not in converted.state_dict()
 
 
 def test_a_model_that_is_one_layer():
@@ -699,15 +759,6 @@ def test_modes_of_submodules_are_kept():
         assert {key: mode for key, mode in after.items() if key in before} == before
         assert after["1.norm"]
         assert name != "bcn-micro" or not after["0.block.bn1.batch_norm"]
-
-
-class CallsByKeyword(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.bn = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.bn(input=self.conv(input=x))
 
 
 def test_layers_may_be_called_by_keyword():

@@ -160,7 +160,7 @@ class Backwards(nn.Sequential):
     ("model", "merged"),
     [
         (nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), True),
-        (nn.Sequential(nn.Conv2d(3, 8, 3), nn.Identity(), nn.Dropout(0.5), nn.BatchNorm2d(8)), True),
+        (nn.Sequential(nn.Conv2d(3, 8, 3), nn.Identity(), nn.Dropout(0.5), nn.Dropout2d(0.5), nn.BatchNorm2d(8)), True),
         (nn.Sequential(nn.Sequential(nn.Conv2d(3, 8, 3)), nn.Sequential(nn.BatchNorm2d(8), nn.ReLU())), True),
         (nn.Sequential(nn.Conv2d(3, 8, 3), Twice(), nn.BatchNorm2d(8)), False),
         (nn.Sequential(nn.Conv2d(3, 8, 3), nn.MaxPool2d(2), nn.BatchNorm2d(8)), False),
@@ -258,6 +258,13 @@ def test_hooks_keep_their_effect(name, where, norm):
     for example in (images(), None):
         converted, _ = bl.convert(model, name, example=example)
         folded_equal(randomized(converted), images())
+
+
+def test_a_hook_on_a_sequence_keeps_its_effect():
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 8, 3)), nn.BatchNorm2d(8)).double()
+    model[0].register_forward_hook(lambda module, inputs, output: 2 * output)
+    converted, _ = bl.convert(model, "bn")
+    assert count(folded_equal(randomized(converted), images()), nn.BatchNorm2d) == 1
 
 
 @pytest.mark.parametrize("size", [8, 9])
@@ -394,3 +401,13 @@ def test_an_example_adds_to_what_the_conversion_knows():
     model = randomized(converted)
     assert count(folded_equal(model, images()), nn.BatchNorm2d) == 2
     assert count(folded_equal(model, images(), example=images()), nn.BatchNorm2d) == 0
+    converted, _ = bl.convert(network().double(), "none+sws", example=images())
+    model = randomized(converted)
+    assert count(folded_equal(model, images(), example=images()), nn.BatchNorm2d) == 0
+
+
+@pytest.mark.parametrize("dimensions", [0, 1, 2, 3])
+def test_an_example_tells_the_rank(dimensions):
+    x = images(channels=4, dimensions=dimensions)
+    for norm in (bnn.EstimatedBatchNorm(4), bnn.BatchNorm(4), bnn.FrozenBatchNorm(4)):
+        folded_equal(randomized(nn.Sequential(nn.ReLU(), norm)), x, example=x)

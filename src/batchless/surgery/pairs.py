@@ -132,7 +132,7 @@ def _runs_in_order(container: nn.Module) -> bool:
 
 def _passes_on(module: nn.Module) -> bool:
     """Whether the module gives its input on as it is in evaluation mode; of a subclass, only with the same forward."""
-    kinds = (nn.Identity, nn.Dropout)
+    kinds = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
     return any(isinstance(module, kind) and type(module).forward is kind.forward for kind in kinds) and not has_hooks(
         module
     )

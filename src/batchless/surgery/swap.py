@@ -4,10 +4,11 @@ import copy
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves
 
 
 def copy_of(model: nn.Module) -> nn.Module:
-    """A deep copy; a tensor that is computed and kept (`torch.nn.utils.weight_norm`'s weight) is copied as a value.
+    """A deep copy; tensors that a forward has computed and left on a module (`weight_norm`'s weight) are copied as values.
 
     Raises:
         ValueError: a layer whose size is not known yet.
@@ -17,13 +18,9 @@ def copy_of(model: nn.Module) -> nn.Module:
         raise ValueError(
             f"{type(model).__name__} has layers whose size is not known yet (first: {unsized[0]}): run it once on an input"
         )
-    computed = [
-        value
-        for module in model.modules()
-        for value in vars(module).values()
-        if isinstance(value, Tensor) and value.grad_fn
-    ]
-    return copy.deepcopy(model, {id(value): value.detach().clone() for value in computed})
+    kept = [leaf for module in model.modules() for leaf in tree_leaves(vars(module)) if isinstance(leaf, Tensor)]
+    computed = {id(tensor): tensor.detach().clone() for tensor in kept if tensor.grad_fn is not None}
+    return copy.deepcopy(model, computed)
 
 
 class Places:
