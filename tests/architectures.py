@@ -23,6 +23,7 @@ class Architecture:
 
     `size`: side of its input images in pixels; `frames`: of a video, 0 for an image. `options` go to the builder.
     `detector`: takes a list of images, and targets in training. `pair`: takes two images and a number of updates.
+    `precision`: the widest type it runs in.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Architecture:
     detector: bool = False
     pair: bool = False
     options: dict[str, Any] = field(default_factory=dict)
+    precision: torch.dtype = torch.float64
 
     def build(self) -> nn.Module:
         """The model with random weights, the same at every call."""
@@ -91,7 +93,7 @@ def _torchvision_model(name: str, kind: str) -> Architecture:
             one_size = name == "s3d" or name.startswith("mvit")
             settings |= {"size": 224, "frames": 16} if one_size else {"frames": 8}
         case "optical_flow":
-            settings |= {"size": 128, "pair": True}
+            settings |= {"size": 128, "pair": True, "precision": torch.float32}
     if name.startswith("vit_"):
         size = 70 if name == "vit_h_14" else 64
         settings |= {"size": size, "options": {"weights": None, "image_size": size}}

@@ -187,7 +187,7 @@ def check_backward(before: Original, converted: nn.Module, normalizer: str) -> N
 
 
 def outputs(architecture: Architecture, model: nn.Module) -> list[Tensor]:
-    """All tensors of an evaluation forward in float64; a detector's parts' too, since it may find nothing."""
+    """All tensors of an evaluation forward; a detector's parts' too, since it may find nothing."""
     found: list[Tensor] = []
     parts = ("backbone", "rpn.head", "head", "roi_heads.box_head", "roi_heads.mask_head", "roi_heads.keypoint_head")
     handles = [
@@ -196,7 +196,7 @@ def outputs(architecture: Architecture, model: nn.Module) -> list[Tensor]:
         if architecture.detector and name in parts
     ]
     with torch.no_grad():
-        output = model(*architecture.arguments(1, dtype=torch.float64))
+        output = model(*architecture.arguments(1, dtype=architecture.precision))
     for handle in handles:
         handle.remove()
     return found + tensors(output)
@@ -204,8 +204,10 @@ def outputs(architecture: Architecture, model: nn.Module) -> list[Tensor]:
 
 def check_fold(before: Original, converted: nn.Module) -> None:
     """Folding gives the same outputs without a layer of this package."""
+    precision = before.architecture.precision
+    tolerance = 1e-9 if precision == torch.float64 else 1e-4
     converted.zero_grad()
-    model = perturbed(converted.double()).eval()
+    model = perturbed(converted.to(precision)).eval()
     folded = bl.fold(model)
     assert not {type(m).__name__ for m in folded.modules() if type(m).__module__.startswith("batchless")}
     expected, got = outputs(before.architecture, model), outputs(before.architecture, folded)
@@ -215,7 +217,7 @@ def check_fold(before: Original, converted: nn.Module) -> None:
         assert a.shape == b.shape
         if a.is_floating_point() and a.numel():
             error = float((a - b).abs().max() / a.abs().max().clamp_min(1e-300))
-            assert error <= 1e-9, f"relative error {error:.1e}"
+            assert error <= tolerance, f"relative error {error:.1e}"
 
 
 def check(before: Original, normalizer: str) -> None:
