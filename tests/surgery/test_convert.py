@@ -10,7 +10,7 @@ import timm.layers
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 from torchvision.ops import FrozenBatchNorm2d
 
 import batchless as bl
@@ -595,6 +595,18 @@ def test_parametrized_convolutions_are_left_alone_and_reported(wrap):
         assert type(converted[0]) is type(model[0])
 
 
+def test_a_parametrized_bias_is_left_alone_too():
+    class Softplus(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.softplus(x)
+
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    parametrize.register_parametrization(model[0], "bias", Softplus())
+    converted, report = bl.convert(model, "gn+ws", example=images())
+    assert [entry.action for entry in report.entries] == ["skipped", "replaced"]
+    assert torch.equal(converted[0].bias, model[0].bias)
+
+
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
 @pytest.mark.parametrize("wrap", [nn.utils.weight_norm, nn.utils.spectral_norm])
 def test_convolutions_with_a_weight_computed_by_a_hook_are_left_alone_and_reported(wrap):
@@ -610,13 +622,13 @@ def test_tensors_that_a_forward_left_on_a_module_do_not_hinder():
     class Keeps(Network):
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
             classes, maps = super().forward(x)
-            self.last, self.pyramid = maps, [{"maps": maps}]
+            self.last, self.pyramid = maps, [{"twice": 2 * maps}]
             return classes, maps
 
     model = Keeps()
     model(images())  # plain copying refuses tensors of a graph
     converted, _ = bl.convert(model, "gn+ws", example=images())
-    assert torch.equal(converted.pyramid[0]["maps"], model.last)
+    assert torch.equal(converted.pyramid[0]["twice"], 2 * model.last)
     assert not converted.last.requires_grad
 
 
@@ -745,6 +757,19 @@ def test_a_trained_layer_beside_a_frozen_one_stays_trained():
     converted, _ = bl.convert(model, "none+sws")
     assert converted[0].bias.requires_grad  # it is the normalization's
     assert not converted[0].weight.requires_grad
+
+
+def test_each_parameter_of_an_affine_map_stays_frozen_or_trained():
+    for norm in (nn.BatchNorm2d(8), timm.layers.BatchNormAct2d(8)):
+        model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), norm)
+        model[1].weight.requires_grad_(False)
+        for name in ("gn+ws", "ln", "in", "bcn-micro", "sync-bn"):
+            converted, _ = bl.convert(model, name)
+            holder = getattr(converted[1], "norm", converted[1])
+            holder = getattr(holder, "batch_norm", holder)
+            assert not holder.weight.requires_grad
+            assert holder.bias.requires_grad
+        assert bl.convert(model, "none")[0][0].bias.requires_grad
 
 
 def test_modes_of_submodules_are_kept():
