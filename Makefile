@@ -16,7 +16,7 @@ BIN := .venv/bin
 	touch $@ .venv/run.stamp
 
 demo: .venv/run.stamp
-	$(BIN)/batchless demo
+	out=runs/demo; n=2; while [ -e $$out ]; do out=runs/demo-$$n; n=$$((n + 1)); done; $(BIN)/batchless demo --out $$out
 
 test: .venv/test.stamp
 	$(BIN)/ruff format --check .
