@@ -65,7 +65,7 @@ def _demo(config: DemoConfig, command: str) -> None:
 
     console = Console()
     started = time.perf_counter()
-    total = len(config.normalizers) * len(config.images_per_forward) * config.seeds
+    total = len(config.runs())
     console.print(f"{total} runs of {config.train.images} images each, {config.train.model}", markup=False)
     with _progress(console) as progress:
         bar = progress.add_task("runs", total=total, figures="the first ones take longest")

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from batchless.nn.precision import at_least_float32
 from batchless.nn.recomputation import recomputing
 
 
@@ -87,7 +88,7 @@ class BatchNorm(nn.Module):
     def _synchronized(self, x: Tensor, *, track: bool) -> Tensor:
         dimensions = [0, *range(2, x.dim())]
         shape = (1, -1, *[1] * (x.dim() - 2))
-        wide = x.to(torch.promote_types(torch.promote_types(x.dtype, self.running_mean.dtype), torch.float32))
+        wide = x.to(at_least_float32(torch.promote_types(x.dtype, self.running_mean.dtype)))
         count = _AllReduceSum.apply(wide.new_full((1,), float(x.numel() // x.shape[1])))
         mean = _AllReduceSum.apply(wide.sum(dimensions)) / count
         centred = wide - mean.view(shape)

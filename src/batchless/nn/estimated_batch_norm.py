@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from batchless.nn.precision import at_least_float32
 from batchless.nn.recomputation import ForwardMemory, recomputing
 
 Update = Literal["step", "forward"]
@@ -112,23 +113,23 @@ class EstimatedBatchNorm(nn.Module):
                 if not again:
                     self._collect(x, self.step_sums)
                 return self.running_mean, self.running_var
-            shift, square = centred_moments(x, self.running_mean)
-            if again:
-                used = self._forwards.recall(x, _fingerprint(x))
-                if used is not None:
-                    return _split_pair(used)
-            return self._move(x, shift, square)
+            if again and (used := self._forwards.recall(x, _fingerprint(x))) is not None:
+                return _split_pair(used)
+            return self._move(x)
 
     def start_collecting(self) -> None:
         """Let forwards add to `step_sums` and leave the estimates alone, until `step_sums` is None again."""
-        self.step_sums = self.running_mean.new_zeros(2 * self.num_features + 1, dtype=_wide(self.running_mean.dtype))
+        self.step_sums = self.running_mean.new_zeros(
+            2 * self.num_features + 1, dtype=at_least_float32(self.running_mean.dtype)
+        )
 
     def _collect(self, x: Tensor, step_sums: Tensor) -> None:
         shift, square = centred_moments(x, self.running_mean)
         count = x.numel() // self.num_features
         step_sums.add_(torch.cat([shift * count, square * count, shift.new_full((1,), count)]))
 
-    def _move(self, x: Tensor, shift: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
+    def _move(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        shift, square = centred_moments(x, self.running_mean)
         self.moves.add_(1)
         rate = move_rate(x.shape[0], self.memory, self.moves if self.warmup else None)
         self.running_mean.copy_(self.running_mean + rate * shift)
@@ -152,7 +153,7 @@ def centred_moments(x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
     (1.0, 2.0)
     """
     dimensions = [0, *range(2, x.dim())]
-    wide = _wide(centre.dtype)
+    wide = at_least_float32(centre.dtype)
     deviation = x.to(wide) - centre.to(wide).view(-1, *[1] * (x.dim() - 2))
     shift = deviation.mean(dimensions)
     # Not square().mean(): the norm needs no second temporary of the size of x.
@@ -166,7 +167,7 @@ def move_rate(images: int | Tensor, memory: Tensor, moves: Tensor | None) -> Ten
     Shapes: `memory` and `moves` are alike; so is the result.
     """
     # Clamped: with memory 1 the logarithm is infinite, and 0 images times that would be NaN instead of no move.
-    log_kept = torch.log1p(-1 / memory.to(_wide(memory.dtype))).clamp_min(-1e30)
+    log_kept = torch.log1p(-1 / memory.to(at_least_float32(memory.dtype))).clamp_min(-1e30)
     rate = -torch.expm1(images * log_kept)
     return rate if moves is None else torch.maximum(rate, 1 / moves.clamp_min(1).to(rate.dtype))
 
@@ -208,16 +209,14 @@ def _per_channel(per_layer: Tensor, sizes: Sequence[int]) -> Tensor:
     return torch.cat([value.expand(size) for value, size in zip(per_layer.unbind(), sizes, strict=True)])
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
-
-
 def _fingerprint(x: Tensor) -> Tensor:
     """What tells one forward's input from another's: its channel means, and a corner (an image and its mirror differ there)."""
     corner = x[0]
     while corner.dim() > 1:
         corner = corner.select(1, 0)
-    return torch.cat([x.mean([0, *range(2, x.dim())], dtype=_wide(x.dtype)), corner.to(_wide(x.dtype))])
+    return torch.cat(
+        [x.mean([0, *range(2, x.dim())], dtype=at_least_float32(x.dtype)), corner.to(at_least_float32(x.dtype))]
+    )
 
 
 def _split_pair(pair: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from batchless.nn.precision import at_least_float32
 from batchless.nn.reparameterized import (
     ConvForward,
     ConvTransposeForward,
@@ -44,8 +45,7 @@ def normalize_weight(
 
 def _directions(weight: Tensor, *, centred: bool, transposed: bool, groups: int) -> tuple[Tensor, Tensor]:
     rows = to_matrix(weight, transposed=transposed, groups=groups)
-    if rows.dtype in (torch.float16, torch.bfloat16):
-        rows = rows.float()
+    rows = rows.to(at_least_float32(rows.dtype))
     if centred:
         rows = rows - rows.mean(1, keepdim=True)
     return rows, torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(_SMALLEST_NORM)

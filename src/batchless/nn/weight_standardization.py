@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from batchless.nn.precision import at_least_float32
 from batchless.nn.reparameterized import (
     ConvForward,
     ConvTransposeForward,
@@ -111,8 +112,7 @@ def standardize_weight(
     if inputs < 2:
         raise ValueError(f"cannot standardize a weight of shape {tuple(weight.shape)}: its fan-in is 1; leave it plain")
     rows = to_matrix(weight, transposed=transposed, groups=groups)
-    if rows.dtype in (torch.float16, torch.bfloat16):
-        rows = rows.float()
+    rows = rows.to(at_least_float32(rows.dtype))
     standardized = _divide_inside(rows, rule, scale) if rule.placement == "inside" else _divide(rows, rule, scale)
     return from_matrix(standardized, weight, transposed=transposed, groups=groups).to(weight.dtype)
 

@@ -19,6 +19,7 @@ from batchless.surgery.dataflow import pairs_by_example
 from batchless.surgery.recognize import (
     PLAIN_CONVOLUTIONS,
     ConvolutionSource,
+    convolution_arguments,
     is_batch_normalization,
     read_batch_norm,
     read_convolution,
@@ -201,22 +202,13 @@ def _plain_layer(module: Reparameterized) -> nn.Module:
         new = nn.Linear(old.in_features, old.out_features, bias is not None, device="meta", dtype=weight.dtype)
     else:
         kind = next(plain for plain in PLAIN_CONVOLUTIONS if isinstance(module, plain))
-        arguments = {
-            "stride": old.stride,
-            "padding": old.padding,
-            "dilation": old.dilation,
-            "groups": old.groups,
-            "bias": bias is not None,
-        }
+        arguments = convolution_arguments(module)
         if isinstance(pad, SamePad):
             from timm.layers import Conv2dSame  # the layer this one was converted from
 
             kind, pad = Conv2dSame, None
-        else:
-            arguments["padding_mode"] = old.padding_mode
-        if old.transposed:
-            arguments["output_padding"] = old.output_padding
-        new = kind(old.in_channels, old.out_channels, old.kernel_size, **arguments, device="meta", dtype=weight.dtype)
+            del arguments["padding_mode"]
+        new = kind(**arguments, device="meta", dtype=weight.dtype)
     new.weight = nn.Parameter(weight.detach().clone())
     new.bias = None if bias is None else nn.Parameter(bias.detach().clone())
     return new if pad is None else nn.Sequential(pad, new)

@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from batchless.nn.batch_norm import BatchNorm
 from batchless.nn.estimated_batch_norm import EstimatedBatchNorm
+from batchless.nn.precision import at_least_float32
 from batchless.nn.standardized import standardized
 from batchless.surgery.dataflow import as_arguments
 from batchless.surgery.recognize import is_batch_normalization
@@ -101,7 +102,7 @@ class _Observer:
 
     def __init__(self, norm: Any) -> None:
         mean = norm.running_mean
-        wide = mean.new_zeros(mean.shape, dtype=torch.promote_types(mean.dtype, torch.float32))
+        wide = mean.new_zeros(mean.shape, dtype=at_least_float32(mean.dtype))
         self.norm, self.moments = norm, _Moments(0, wide, wide.clone())
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], keywords: dict[str, Tensor]) -> None:

@@ -5,6 +5,7 @@ A subclass that keeps torch's `forward` is what its base is. One that overrides 
 
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -150,6 +151,14 @@ def read_convolution(module: nn.Module) -> ConvolutionSource | str:
                 return ConvolutionSource(plain, None)
             return f"{type(module).__name__} overrides forward and no rule knows it"
     return f"{type(module).__name__} is not a convolution"
+
+
+def convolution_arguments(module: nn.Module) -> dict[str, Any]:
+    """What torch's constructor takes to build a convolution of the same shape, a reparameterized one's too."""
+    names = ["in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"]
+    if module.transposed:
+        names.append("output_padding")
+    return {**{name: getattr(module, name) for name in names}, "bias": module.bias is not None}
 
 
 def is_convolution(module: nn.Module) -> bool:

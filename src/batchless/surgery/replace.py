@@ -28,8 +28,9 @@ from batchless.nn.normalizer import (
     Ws,
 )
 from batchless.nn.reparameterized import Reparameterized
+from batchless.nn.weight_matrix import fan_in
 from batchless.surgery.pairs import Activation
-from batchless.surgery.recognize import BatchNormSource, ConvolutionSource
+from batchless.surgery.recognize import BatchNormSource, ConvolutionSource, convolution_arguments
 
 
 class NormAndActivation(nn.Module):
@@ -259,13 +260,8 @@ def build_convolution(
     kind: type[Reparameterized] = getattr(layers, prefix + source.plain.__name__)
     settings, detail = _settings(weight, activation, activation_known)
     old: Any = module
-    arguments = [old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding]
-    if old.transposed:
-        arguments += [old.output_padding, old.groups, old.bias is not None, old.dilation, old.padding_mode]
-    else:
-        arguments += [old.dilation, old.groups, old.bias is not None, old.padding_mode]
     # On the meta device nothing is allocated or initialized: the parameters are the old layer's own.
-    new: Any = kind(*arguments, **settings, device="meta", dtype=old.weight.dtype)
+    new: Any = kind(**convolution_arguments(module), **settings, device="meta", dtype=old.weight.dtype)
     new.weight = old.weight
     new.bias = old.bias
     if getattr(new, "gain", None) is not None:
@@ -301,5 +297,4 @@ def _gamma(weight: Sws, activation: Activation | None, known: bool) -> tuple[flo
 def fits_fan_in(weight: Weight, module: nn.Module) -> bool:
     """Whether the reparameterization leaves the layer alive: centring needs a fan-in of 2 or more."""
     conv: Any = module
-    inputs = conv.weight.shape[0] // conv.groups if conv.transposed else conv.weight.shape[1]
-    return isinstance(weight, Wn) or inputs * math.prod(conv.kernel_size) > 1
+    return isinstance(weight, Wn) or fan_in(conv.weight, transposed=conv.transposed, groups=conv.groups) > 1

@@ -13,6 +13,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from batchless.nn.estimated_batch_norm import EstimatedBatchNorm, move_estimates
+from batchless.nn.precision import at_least_float32
 from batchless.nn.standardized import standardized
 from batchless.train.all_reduce import ProcessGroup, Totals, reduce_gradients, resolve_group
 from batchless.train.clipping import Clip
@@ -66,7 +67,7 @@ class Step:
         (weighted if self._scaler is None else self._scaler.scale(weighted)).backward()  # type: ignore[no-untyped-call]
 
     def _weigh_on_device(self, mean_loss: Tensor, samples: int | Tensor) -> Tensor:
-        dtype = torch.promote_types(mean_loss.dtype, torch.float32)
+        dtype = at_least_float32(mean_loss.dtype)
         count = torch.zeros((), device=mean_loss.device, dtype=dtype) + samples
         first = torch.zeros_like(count) + self.first
         self.first = torch.where(first > 0, first, count)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
+from batchless.nn.precision import at_least_float32
 from batchless.nn.weight_matrix import from_matrix, to_matrix
 
 Exclude = Callable[[nn.Module, str, str], bool]
@@ -104,7 +105,7 @@ class AGC:
         else:
             units = to_matrix(parameter, transposed=transposed, groups=groups)
             changes = to_matrix(gradient, transposed=transposed, groups=groups)
-        wide = torch.promote_types(parameter.dtype, torch.float32)
+        wide = at_least_float32(parameter.dtype)
         bound = self.clipping * torch.linalg.vector_norm(units, dim=1, keepdim=True, dtype=wide).clamp_min(self.floor)
         norm = torch.linalg.vector_norm(changes, dim=1, keepdim=True, dtype=wide)
         factor = torch.where(norm > bound, bound / norm.clamp_min(1e-6), 1.0)
