@@ -143,7 +143,7 @@ mvitv2_tiny nest_tiny sequencer2d_s test_vit caformer_s18 resnet50_clip resnet32
 _TIMM_SIZES = {
     "inception_v3": 96,
     "inception_v4": 96,
-    "inception_resnet_v2": 160,
+    "inception_resnet_v2": 96,
     "efficientformer_l1": 224,
     "eca_halonext26ts": 256,
     "bat_resnext26ts": 256,

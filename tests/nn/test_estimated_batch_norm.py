@@ -81,7 +81,8 @@ def test_equals_the_reference(inputs, memory, warmup):
     layer = bnn.EstimatedBatchNorm(inputs[0].shape[1], memory=memory, warmup=warmup).double()
     mean, var = torch.zeros_like(layer.running_mean), torch.ones_like(layer.running_var)
     for move, x in enumerate(inputs, start=1):
-        rate = reference.move_rate(len(x), memory, move=move if warmup else None)
+        warms_up = warmup and x[:, 0].numel() > 1  # one value has no variance
+        rate = reference.move_rate(len(x), memory, move=move if warms_up else None)
         mean, var = reference.moved_estimates(mean, var, x, rate)
         y = layer(x)
         torch.testing.assert_close(layer.running_mean, mean, **EXACT)
@@ -247,6 +248,18 @@ def test_a_batch_of_one_moves_the_estimates_and_trains():
     layer(torch.randn(1, 3)).square().sum().backward()
     assert layer.moves == 1
     assert layer.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("warmup", [True, False])
+def test_a_first_move_by_one_value_leaves_something_of_it(warmup):
+    layer = bnn.EstimatedBatchNorm(3, warmup=warmup)
+    values = torch.tensor([[-2.0, 0.5, 3.0]], requires_grad=True)
+    for shape in ((1, 3), (1, 3, 1, 1)):
+        layer.reset_estimates()
+        normalized = layer(values.view(shape)).flatten()
+        # The rate of a memory of 200 images.
+        expected = values[0] * (1 - 1 / 200) / (1 - 1 / 200 + values[0].square() / 200 + 1e-5).sqrt()
+        torch.testing.assert_close(normalized, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_an_empty_batch_is_no_move():

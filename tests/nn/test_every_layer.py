@@ -243,6 +243,13 @@ def test_a_batch_of_one_equals_its_sample_in_a_batch(layer: Layer):
         torch.testing.assert_close(module(x[:1]), module(x)[:1], rtol=1e-12, atol=1e-12)
 
 
+@every_layer
+def test_the_input_has_torchs_name(layer: Layer):
+    """A model that calls `norm(input=x)` runs after conversion as before."""
+    x = layer.input()
+    same(layer.build()(input=x), layer.build()(x))
+
+
 @pytest.mark.parametrize("layer", [la for la in LAYERS if la.kind == "norm"], ids=lambda layer: layer.name)
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_maps_of_one_by_one(layer: Layer, training: bool):

@@ -1,6 +1,7 @@
 """One standardization for several forward and backward passes gives exactly the gradients of one for each."""
 
 import copy
+import pickle
 from collections.abc import Callable
 
 import pytest
@@ -321,3 +322,50 @@ def test_under_autocast(dtype):
         # Three gradients are added in half precision or in float32.
         tolerance = 8 * torch.finfo(dtype).eps * float(theirs.detach().abs().max())
         torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
+
+
+def test_the_memory_of_the_weights_is_used_again_with_new_values():
+    model, (x, *_) = network(), batches()
+    addresses = []
+    for _ in range(3):
+        with standardized(model):
+            addresses.append([weight.data_ptr() for weight in shared(model)])
+            torch.testing.assert_close(model(x), copy.deepcopy(model)(x), rtol=0, atol=0)
+            loss_of(model, x).backward()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    assert addresses[0] == addresses[1] == addresses[2]
+    with torch.no_grad(), standardized(model):
+        pass
+    assert all(layer.kept_weight.empty for layer in model if isinstance(layer, Reparameterized)), "an evaluation keeps it"
+
+
+def test_copies_and_pickles_take_no_kept_weights_with_them():
+    model, (x, *_) = network(), batches()
+    size = len(pickle.dumps(model))
+    with standardized(model):
+        loss_of(model, x).backward()
+    model.zero_grad()
+    assert abs(len(pickle.dumps(model)) - size) < 1000
+    assert all(layer.kept_weight.empty for layer in copy.deepcopy(model) if isinstance(layer, Reparameterized))
+
+
+def test_a_graph_of_an_earlier_block_is_refused_and_not_silently_wrong():
+    model, (x, *_) = network(), batches()
+    with standardized(model):
+        late = loss_of(model, x)
+    with standardized(model), pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        late.backward()
+
+
+def test_the_kept_weight_follows_the_layer_to_another_type():
+    model, (x, *_) = network(), batches()
+    with standardized(model):
+        loss_of(model, x).backward()
+    model.zero_grad()
+    model.float()
+    with standardized(model):
+        assert all(weight.dtype == torch.float32 for weight in shared(model))
+        loss_of(model, x.float()).backward()
+    assert all(p.grad.dtype == torch.float32 for p in model.parameters())

@@ -137,6 +137,6 @@ class BatchChannelNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(groups, device=device, dtype=dtype)) if affine else None
         self.bias = nn.Parameter(torch.zeros(groups, device=device, dtype=dtype)) if affine else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Both steps on `x` `[N, C, ..]`."""
-        return channel_norm(self.batch_norm(x), self.num_groups, self.weight, self.bias, self.eps)
+    def forward(self, input: Tensor) -> Tensor:
+        """Both steps on `input` `[N, C, ..]`."""
+        return channel_norm(self.batch_norm(input), self.num_groups, self.weight, self.bias, self.eps)

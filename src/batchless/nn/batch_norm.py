@@ -68,22 +68,22 @@ class BatchNorm(nn.Module):
         self.running_var.fill_(1)
         self.num_batches_tracked.zero_()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalize `x` `[N, C, ..]`; a checkpoint that runs it again does not track the statistics again."""
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalize `input` `[N, C, ..]`; a checkpoint that runs it again does not track the statistics again."""
         if not self.training:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+            return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         track = not recomputing()
         if self.sync and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            return self._synchronized(x, track=track)
-        if x.numel() == 0:
-            return x * self.weight.sum() if self.weight is not None else x.clone()
-        if x.numel() == x.shape[1]:
-            raise ValueError(_one_value(tuple(x.shape)))
+            return self._synchronized(input, track=track)
+        if input.numel() == 0:
+            return input * self.weight.sum() if self.weight is not None else input.clone()
+        if input.numel() == input.shape[1]:
+            raise ValueError(_one_value(tuple(input.shape)))
         if track:
             self.num_batches_tracked.add_(1)
         # A forward that runs again tracks into copies: a checkpoint wants the same tensors saved as the first time.
         mean, var = (buffer if track else buffer.clone() for buffer in (self.running_mean, self.running_var))
-        return F.batch_norm(x, mean, var, self.weight, self.bias, True, self.momentum, self.eps)
+        return F.batch_norm(input, mean, var, self.weight, self.bias, True, self.momentum, self.eps)
 
     def _synchronized(self, x: Tensor, *, track: bool) -> Tensor:
         dimensions = [0, *range(2, x.dim())]
@@ -143,9 +143,9 @@ class FrozenBatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(num_features, device=device, dtype=dtype))
         self.register_buffer("running_var", torch.ones(num_features, device=device, dtype=dtype))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalize `x` `[N, C, ..]` by the constants."""
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalize `input` `[N, C, ..]` by the constants."""
+        return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
 
 
 def _one_value(shape: tuple[int, ...]) -> str:

@@ -30,6 +30,7 @@ class EstimatedBatchNorm(nn.Module):
     - Otherwise a training forward moves the estimates (k = `x.shape[0]`) and normalizes with the moved ones, the authors'
       rule. In eager mode a checkpoint that runs the forward again gets the same estimates and moves nothing; a compiled
       block under a checkpoint needs `batchless.accumulate` for that.
+      A move by one value per channel (one image, a 1x1 map) has no warm-up: at r = 1 the value less itself would be left.
     - In evaluation mode: the same formula, nothing moves.
 
     Args:
@@ -96,10 +97,10 @@ class EstimatedBatchNorm(nn.Module):
         self.running_var.fill_(1)
         self.moves.zero_()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalize `x` `[N, C, ..]` by the estimates."""
-        mean, var = self.statistics(x)
-        return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalize `input` `[N, C, ..]` by the estimates."""
+        mean, var = self.statistics(input)
+        return F.batch_norm(input, mean, var, self.weight, self.bias, False, 0.0, self.eps)
 
     def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The mean and variance `[C]` that this forward normalizes `x` by, moving or collecting as the class says."""
@@ -131,7 +132,9 @@ class EstimatedBatchNorm(nn.Module):
     def _move(self, x: Tensor) -> tuple[Tensor, Tensor]:
         shift, square = centred_moments(x, self.running_mean)
         self.moves.add_(1)
-        rate = move_rate(x.shape[0], self.memory, self.moves if self.warmup else None)
+        # One value has no variance: a first move all the way to it would leave 0 of it, whatever it is.
+        warm_up = self.warmup and x.numel() > self.num_features
+        rate = move_rate(x.shape[0], self.memory, self.moves if warm_up else None)
         self.running_mean.copy_(self.running_mean + rate * shift)
         self.running_var.copy_(torch.lerp(self.running_var.to(square.dtype), square, rate))
         # Copies: the graph of this forward keeps its own values while later forwards move the buffers.

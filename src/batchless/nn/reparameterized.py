@@ -8,10 +8,49 @@ under the plain layer's key `weight`. Subclassing torch's layer and calling its 
 from abc import abstractmethod
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from batchless.nn.weight_matrix import fan_in
+
+
+class KeptWeight:
+    """The tensor that holds a layer's `W_hat`, kept from one optimizer step to the next.
+
+    Freed at each step's end it goes back to the system, which hands it out again page by page: 5 % of a step
+    (`python -m bench step`). Kept only where a gradient is wanted, so evaluation leaves nothing behind.
+    """
+
+    def __init__(self) -> None:
+        self._leaf: Tensor | None = None
+
+    def __reduce__(self) -> tuple[type["KeptWeight"], tuple[()]]:
+        """Copies and pickles of a layer start without: it holds nothing that the weight does not."""
+        return (KeptWeight, ())
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is kept."""
+        return self._leaf is None
+
+    def hold(self, weight: Tensor) -> Tensor:
+        """A leaf tensor with the values of `weight`, in the memory of the last one where that fits."""
+        if not weight.requires_grad:
+            self._leaf = None
+            return weight
+        leaf = self._leaf
+        if leaf is None or (leaf.shape, leaf.stride(), leaf.dtype, leaf.device) != (
+            weight.shape,
+            weight.stride(),
+            weight.dtype,
+            weight.device,
+        ):
+            self._leaf = leaf = weight.detach().clone().requires_grad_()
+        else:
+            with torch.no_grad():
+                leaf.copy_(weight)
+        return leaf
 
 
 class Reparameterized(nn.Module):
@@ -32,6 +71,7 @@ class Reparameterized(nn.Module):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.shared_weight = None
+        self.kept_weight = KeptWeight()
 
     @abstractmethod
     def reparameterized_weight(self) -> Tensor:

@@ -19,11 +19,11 @@ class SamePad(nn.Module):
         super().__init__()
         self.kernel_size, self.stride, self.dilation = tuple(kernel_size), tuple(stride), tuple(dilation)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Pad the last dimensions of `x`."""
+    def forward(self, input: Tensor) -> Tensor:
+        """Pad the last dimensions of `input`."""
         padding: list[int] = []
-        sizes = x.shape[-len(self.kernel_size) :]
+        sizes = input.shape[-len(self.kernel_size) :]
         for size, kernel, stride, dilation in zip(sizes, self.kernel_size, self.stride, self.dilation, strict=True):
             total = max((-(size // -stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
             padding = [total // 2, total - total // 2, *padding]
-        return F.pad(x, padding)
+        return F.pad(input, padding)

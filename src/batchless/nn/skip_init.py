@@ -26,6 +26,6 @@ class SkipInit(nn.Module):
         self.num_features = num_features
         self.gain = nn.Parameter(torch.zeros((), device=device, dtype=dtype))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Scale `x`, of any shape."""
-        return x * self.gain
+    def forward(self, input: Tensor) -> Tensor:
+        """Scale `input`, of any shape."""
+        return input * self.gain

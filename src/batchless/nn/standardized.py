@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from batchless.nn.reparameterized import Reparameterized
 
@@ -39,7 +40,7 @@ def standardized(model: nn.Module) -> Iterator[None]:
     ]
     versions = [(name, parameter, parameter._version) for name, parameter in model.named_parameters()]
     try:
-        weights = [_share(layer) for layer in layers]
+        edges = [_share(layer) for layer in layers]
         yield
         changed = [name for name, parameter, version in versions if parameter._version != version]
         if changed:
@@ -47,22 +48,25 @@ def standardized(model: nn.Module) -> Iterator[None]:
                 f"{len(changed)} parameters (first: {changed[0]}) were changed while standardized weights were in use: "
                 "step the optimizer after the block"
             )
-        for layer, weight in zip(layers, weights, strict=True):
-            _pull_back(layer, weight)
+        for layer, edge in zip(layers, edges, strict=True):
+            _pull_back(layer, edge)
     finally:
         for layer in layers:
+            if layer.shared_weight is not None:
+                layer.shared_weight.grad = None
             layer.shared_weight = None
 
 
-def _share(layer: Reparameterized) -> Tensor:
+def _share(layer: Reparameterized) -> GradientEdge | None:
+    """Let `layer` use one `W_hat`; the end of its graph, whose own copy of the values is freed here."""
     weight = layer.reparameterized_weight()
-    layer.shared_weight = weight.detach().requires_grad_(weight.requires_grad)
-    return weight
+    layer.shared_weight = layer.kept_weight.hold(weight)
+    return get_gradient_edge(weight) if weight.requires_grad else None
 
 
-def _pull_back(layer: Reparameterized, weight: Tensor) -> None:
+def _pull_back(layer: Reparameterized, edge: GradientEdge | None) -> None:
     shared = layer.shared_weight
     assert shared is not None
-    layer.shared_weight = None  # frees W_hat and its gradient layer by layer, not all at the end
-    if shared.grad is not None:
-        torch.autograd.backward(weight, shared.grad)
+    gradient, shared.grad = shared.grad, None  # frees it layer by layer, not all at the end
+    if edge is not None and gradient is not None:
+        torch.autograd.backward(edge, gradient)

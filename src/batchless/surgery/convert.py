@@ -177,6 +177,7 @@ class _Surgery:
     reparameterized: set[str] = field(default_factory=set)
     renamed: dict[str, str] = field(default_factory=dict)
     ranks: dict[str, int] = field(default_factory=dict)
+    fresh_statistics: bool = False
 
     @property
     def model(self) -> nn.Module:
@@ -213,7 +214,7 @@ class _Surgery:
             notes.append(
                 f"batch normalization became {act.name}: with pretrained weights the outputs differ until fine-tuned"
             )
-        if any("statistics" in entry.detail and "carried" not in entry.detail for entry in self.entries):
+        if self.fresh_statistics:
             notes.append("running statistics start fresh: batchless.recalibrate(model, batches) estimates them")
         if weight is None and isinstance(act, NoNorm):
             notes.append("nothing normalizes this model any more: consider none+sws")
@@ -252,9 +253,11 @@ class _Surgery:
         holds = self.reparameterized.isdisjoint(feeding)
         stale = "" if holds else "; its statistics are no longer those of its input"
         if self.skip(module, qualified):
+            self.fresh_statistics |= not holds
             return self._note(qualified, "kept", module, None, f"skipped as asked{stale}")
         source = read_batch_norm(module)
         if isinstance(source, str):
+            self.fresh_statistics |= not holds
             return self._note(qualified, "skipped", module, None, source + stale)
         if _is_already(self.name.act, module, holds):
             return self._keep_batch_norm(qualified, module, holds)
@@ -265,8 +268,9 @@ class _Surgery:
         built = build_norm(
             self.name.act, source, statistics_hold=holds, rank=rank, spatial=spatial, name=qualified or "(model)"
         )
-        if few := [part for part in built.detail.split("; ") if part.startswith("only ")]:
-            warnings.warn(f"{qualified}: {few[0]}; fewer groups give steadier statistics", stacklevel=4)
+        self.fresh_statistics |= built.fresh_statistics
+        if built.few_values:
+            warnings.warn(f"{qualified}: {built.few_values}; fewer groups give steadier statistics", stacklevel=4)
         if isinstance(self.name.act, NoNorm):
             built = self._nothing(qualified, built, feeding, source)
         layer = built.layer
@@ -282,6 +286,7 @@ class _Surgery:
         detail = "already what is asked for"
         if not holds and isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.reset_running_stats()
+            self.fresh_statistics = True
             detail = "statistics start fresh"
         self._note(qualified, "kept", module, None, detail)
 

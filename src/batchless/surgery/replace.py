@@ -48,10 +48,15 @@ class NormAndActivation(nn.Module):
 
 @dataclass(frozen=True)
 class Built:
-    """A new layer, and what the report says about it."""
+    """A new layer, and what the report says about it.
+
+    `fresh_statistics`: it normalizes by statistics that have seen nothing yet. `few_values`: what to warn of, if anything.
+    """
 
     layer: nn.Module
     detail: str
+    fresh_statistics: bool = False
+    few_values: str = ""
 
 
 def build_norm(
@@ -100,9 +105,10 @@ def _copy_affine(target: nn.Module, source: BatchNormSource) -> None:
                 own.requires_grad_(value.requires_grad)
 
 
-def _copy_statistics(target: Any, source: BatchNormSource, statistics_hold: bool) -> str:
+def _copy_statistics(target: Any, source: BatchNormSource, statistics_hold: bool) -> bool:
+    """Carry the running statistics over where they still hold; whether they did."""
     if not statistics_hold or source.running_mean is None or source.running_var is None:
-        return "statistics start fresh"
+        return False
     with torch.no_grad():
         target.running_mean.copy_(source.running_mean)
         target.running_var.copy_(source.running_var)
@@ -111,17 +117,21 @@ def _copy_statistics(target: Any, source: BatchNormSource, statistics_hold: bool
             target.moves.fill_(math.ceil(min(float(target.memory), 2**31)))
         elif source.num_batches_tracked is not None and hasattr(target, "num_batches_tracked"):
             target.num_batches_tracked.copy_(source.num_batches_tracked)
-    return "statistics carried over"
+    return True
+
+
+def _statistics_detail(carried: bool) -> str:
+    return "statistics carried over" if carried else "statistics start fresh"
 
 
 def _has_seen_data(mean: Tensor, var: Tensor) -> bool:
     return not mean.is_meta and bool(mean.any() or (var != 1).any())
 
 
-def _group_detail(source: BatchNormSource, groups: int, spatial: int | None, name: str) -> str:
-    detail = f"{groups} groups of {source.num_features // groups}"
+def _few_values(source: BatchNormSource, groups: int, spatial: int | None, name: str) -> str:
+    """What the report says where groups hold few values on the example, "" where they hold enough or it is unknown."""
     if spatial is None:
-        return detail
+        return ""
     values = values_per_group(source.num_features, groups, spatial)
     if values == 1:
         fix = (
@@ -133,7 +143,11 @@ def _group_detail(source: BatchNormSource, groups: int, spatial: int | None, nam
             f"{name}: {groups} groups of an input with {source.num_features} channels and {spatial} positions hold one "
             f"value each, whose normalized value is 0: {fix}"
         )
-    return detail if values >= 8 else f"{detail}; only {values} values per group on the example"
+    return "" if values >= 8 else f"only {values} values per group on the example"
+
+
+def _group_detail(source: BatchNormSource, groups: int, few_values: str) -> str:
+    return "; ".join(filter(None, [f"{groups} groups of {source.num_features // groups}", few_values]))
 
 
 def _group_norm(source: BatchNormSource, groups: int, spatial: int | None, name: str) -> Built:
@@ -142,7 +156,8 @@ def _group_norm(source: BatchNormSource, groups: int, spatial: int | None, name:
         groups, source.num_features, eps=source.eps, affine=affine, device=source.device, dtype=source.dtype
     )
     _copy_affine(layer, source)
-    return Built(layer, _group_detail(source, groups, spatial, name))
+    few = _few_values(source, groups, spatial, name)
+    return Built(layer, _group_detail(source, groups, few), few_values=few)
 
 
 def _layer_norm(source: BatchNormSource, rank: int | None, spatial: int | None, name: str) -> Built:
@@ -195,14 +210,16 @@ def _batch_channel_norm(
             warmup=act.warmup,
             **common,
         )
-    statistics = _copy_statistics(layer.batch_norm, source, statistics_hold)
-    detail = f"{_group_detail(source, groups, spatial, name)}; {statistics}{averages}"
+    carried = _copy_statistics(layer.batch_norm, source, statistics_hold)
+    few = _few_values(source, groups, spatial, name)
+    detail = f"{_group_detail(source, groups, few)}; {_statistics_detail(carried)}{averages}"
     if starts_at_zero(source) and layer.weight is not None:
         # A zero inner gain before channel normalization gave 400x gradients: the outer, per-group gain starts at zero.
         nn.init.zeros_(layer.weight)
-        return Built(layer, f"{detail}; zero gain moved to the groups")
-    _copy_affine(layer.batch_norm, source)
-    return Built(layer, detail)
+        detail += "; zero gain moved to the groups"
+    else:
+        _copy_affine(layer.batch_norm, source)
+    return Built(layer, detail, fresh_statistics=not carried, few_values=few)
 
 
 def _no_norm(source: BatchNormSource) -> Built:
@@ -229,7 +246,8 @@ def _batch_norm(act: Bn | SyncBn | FrozenBn, source: BatchNormSource, statistics
         kind = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[dimensions - 1]
         layer = kind(source.num_features, momentum=source.momentum, affine=source.weight is not None, **common)
     _copy_affine(layer, source)
-    return Built(layer, _copy_statistics(layer, source, statistics_hold) + averages)
+    carried = _copy_statistics(layer, source, statistics_hold)
+    return Built(layer, _statistics_detail(carried) + averages, fresh_statistics=not carried)
 
 
 def _momentum(source: BatchNormSource) -> tuple[float, str]:

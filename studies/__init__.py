@@ -1,0 +1,1 @@
+"""Long measurements behind docs/results.md: `python -m studies.cifar10`."""

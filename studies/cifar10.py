@@ -1,0 +1,145 @@
+"""The CIFAR-10 study: normalizers at few images per forward, and which law the rate of BCN's estimates follows.
+
+    python -m studies.cifar10 --data.root FOLDER --out runs/cifar10-study [--processes 2] [--stage A]
+
+ResNet-20 on 10,000 training images (chosen by the seed), all 10,000 test images, an optimizer step every 64 images, the same
+image budget for every cell. One process of one thread for each cell; a cell that has ended is not run again, one that was
+interrupted goes on from its checkpoint. After each cell `docs/studies/cifar10.json` gets its figures: configuration, learning
+curve, summary and machine, no weights. `python -m studies.report` makes the tables of docs/results.md from it.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from batchless.runs import read_run
+from batchless.runs.atomic import write_text
+
+RESULTS = Path("docs/studies/cifar10.json")
+EPOCH = 10_000
+_WRITING = Lock()
+
+MEMORIES = (20, 200, 2000)
+"""Images after which an image's weight in the estimates has fallen to 1/e: rates of 0.1, 0.01, 0.001 for 2 images."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the study."""
+
+    stage: str
+    normalizer: str
+    images_per_forward: int
+    seed: int
+    epochs: int
+
+    @property
+    def name(self) -> str:
+        """The run folder's name."""
+        return f"{self.normalizer}-{self.images_per_forward}-{self.epochs}epochs-seed{self.seed}"
+
+    def command(self, *, root: str, folder: Path) -> list[str]:
+        """`batchless train` with this cell's settings."""
+        settings = {
+            "config": "cifar10_resnet20",
+            "data.root": root,
+            "data.train_images": EPOCH,
+            "normalizer": self.normalizer,
+            "images_per_forward": self.images_per_forward,
+            "images_per_step": 64,
+            "images": self.epochs * EPOCH,
+            "evaluations": self.epochs,
+            "seed": self.seed,
+            "threads": 1,
+            "out": str(folder),
+        }
+        words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+        return [sys.executable, "-m", "batchless.cli", "train", *words]
+
+
+def cells() -> Iterator[Cell]:
+    """All cells, in the order of their worth: every question once before any is asked again."""
+    for seed in (0, 1):
+        for normalizer, sizes in _stage_a():
+            for size in sizes:
+                yield Cell("A", normalizer, size, seed, epochs=12)
+    for seed in (0, 1):
+        for normalizer in ("bcn-micro", "bcn+ws", "frozen-bn", "gn", "in+ws", "bcn-micro+ws", "bn"):
+            for size in (1, 2, 8, 64):
+                yield Cell("B", normalizer, size, seed, epochs=12)
+
+
+def _stage_a() -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield "bn", (64, 2)
+    yield "gn+ws", (8,)  # the same function at any number: no statistics over images
+    for update in ("step", "forward"):
+        for memory in MEMORIES:
+            yield f"bcn-micro(memory={memory}, update={update})+ws", (2, 1)
+
+
+def main() -> int:
+    """Run what is not done yet; 1 if a cell failed."""
+    options = _parse()
+    wanted = [cell for cell in cells() if cell.stage in options.stage]
+    todo = [cell for cell in wanted if cell.name not in _results()]
+    print(f"{len(wanted)} cells, {len(wanted) - len(todo)} done", flush=True)
+    with ThreadPoolExecutor(options.processes) as pool:
+        ended = list(pool.map(lambda cell: _run(cell, options), todo))
+    return 0 if all(ended) else 1
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m studies.cifar10", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data.root", dest="root", required=True, help="folder with cifar-10-batches-py")
+    parser.add_argument("--out", type=Path, default=Path("runs/cifar10-study"), help="the run folders")
+    parser.add_argument("--processes", type=int, default=2, help="cells at a time (2)")
+    parser.add_argument("--stage", default="A", choices=["A", "B", "AB"])
+    return parser.parse_args()
+
+
+def _run(cell: Cell, options: argparse.Namespace) -> bool:
+    folder = options.out / cell.name
+    command = cell.command(root=options.root, folder=folder)
+    if (folder / "config.yaml").exists():
+        command = [sys.executable, "-m", "batchless.cli", "train", "--resume", str(folder)]
+    print(f"{cell.name}: started", flush=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        print(f"{cell.name}: {done.stderr.strip()[-400:]}", flush=True)
+        return False
+    _keep(cell, folder)
+    return True
+
+
+def _keep(cell: Cell, folder: Path) -> None:
+    run = read_run(folder)
+    summary = run.summary or {}
+    record = {
+        "stage": cell.stage,
+        "normalizer": run.config["normalizer"],
+        "images_per_forward": cell.images_per_forward,
+        "seed": cell.seed,
+        "epochs": cell.epochs,
+        "summary": summary,
+        "tests": [line for line in run.metrics if line.get("kind") == "test"],
+        "machine": {key: value for key, value in run.environment.items() if key != "command"},
+    }
+    with _WRITING:
+        results = _results() | {cell.name: record}
+        write_text(RESULTS, json.dumps(results, indent=1, sort_keys=True) + "\n")
+    print(f"{cell.name}: {100 * summary['test_accuracy']:.1f} % in {summary['seconds']:.0f} s", flush=True)
+
+
+def _results() -> dict[str, Any]:
+    return dict(json.loads(RESULTS.read_text())) if RESULTS.exists() else {}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
