@@ -27,7 +27,13 @@ def main() -> None:
         run(sys.executable, "-m", "build", "--wheel", "--outdir", str(place), str(ROOT), cwd=place)
         (wheel,) = place.glob("*.whl")
         names = zipfile.ZipFile(wheel).namelist()
-        for needed in ("batchless/py.typed", "batchless/recipes/embedded_quick.yaml", "batchless/report/page.html.j2"):
+        for needed in (
+            "batchless/py.typed",
+            "batchless/recipes/embedded_quick.yaml",
+            "batchless/report/page.html.j2",
+            "batchless/report/page.css.j2",
+            "batchless/report/page.js",
+        ):
             assert needed in names, f"{needed} is not in the wheel"
         assert not [name for name in names if name.startswith("tests")], "tests are in the wheel"
         # The dependencies are those of this environment: torch alone would be gigabytes once more.
@@ -56,6 +62,10 @@ def main() -> None:
         run(command, *train, "--out", "run", cwd=place)
         summary = json.loads((place / "run" / "summary.json").read_text())
         assert 0 <= summary["test_accuracy"] <= 1, summary
+        run(command, "evaluate", "run/checkpoints/best.pt", cwd=place)
+        run(command, "compare", "run", "--out", "report.html", cwd=place)
+        assert (place / "report.html").stat().st_size > 10_000
+        run(command, "convert", "cifar_resnet8", "gn+ws", "--image_size", "32", cwd=place)
         print(f"{wheel.name}: installed apart, trained, {len(names)} files")
 
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 import yaml
 
-import batchless.cli
+from batchless import commands
 from batchless.arguments import parse_arguments
 from batchless.cli import main
 from batchless.demo import DemoConfig
 from batchless.models import build_model
 from batchless.runs import load_checkpoint
-from batchless.tasks import TrainConfig
+from batchless.tasks import TrainConfig, run_training
 from small_data import write_idx, write_pictures
 
 SMALL = shlex.split("--images 16 --images_per_step 4 --evaluations 2 --data.image_size 8 --data.crop_padding 0")
@@ -189,7 +189,7 @@ def test_null_is_none_and_numbers_are_what_they_look_like():
         ("train --data.root nowhere", ["nowhere does not exist", "CIFAR pickles", "IDX files", "image folders"]),
         ("train --data.root pictures/train", ["pictures/train holds no known layout", "image folders"]),
         ("train --weights nothing.pt", ["there is no checkpoint nothing.pt"]),
-        ("train --config nothing", ["no file 'nothing'", "the recipes are cifar10_resnet20, embedded_quick"]),
+        ("train --config nothing", ["no file 'nothing'", "the recipes are cifar100_resnet110, "]),
         ("train --config embedded_quik", ["did you mean embedded_quick?"]),
         ("train --config pictures", ["cannot read pictures", "directory"]),
         ("train --device gpu", ["device must be cpu, cuda", "'gpu'"]),
@@ -222,7 +222,7 @@ def test_a_mistake_is_one_line_with_what_is_possible(complaint, words, parts):
         (b"normalizr: gn\n", ["unknown setting 'normalizr'", "did you mean normalizer?"]),
         (b"data:\n  rot: x\n", ["unknown setting 'data.rot'", "did you mean data.root?"]),
         (b"images: many\n", ["images got many", "a whole number"]),
-        (b"optimizer:\n  schedule: linear\n", ["optimizer.schedule got linear", "one of cosine, constant"]),
+        (b"optimizer:\n  schedule: linear\n", ["optimizer.schedule got linear", "one of cosine, step, poly, constant"]),
         (b"data: 5\n", ["data got 5", "root, image_size"]),
         (b"data: null\n", ["data got null", "root, image_size"]),
         (b"normalizer: null\n", ["normalizer got null", "a text"]),
@@ -280,7 +280,7 @@ def test_an_invalid_loss(complaint):
 
 def test_a_folder_in_use(complaint):
     assert main(train("--out", "run")) == 0
-    assert complaint(*train("--out", "run")).startswith("run already holds a run (config.yaml); choose another folder")
+    assert complaint(*train("--out", "run")).startswith("run already holds a run (config.yaml); go on")
 
 
 def test_a_file_where_the_run_folder_should_be(complaint):
@@ -294,15 +294,94 @@ def test_ctrl_c(capsys, monkeypatch, verb):
         raise KeyboardInterrupt
 
     for name in ("run_training", "run_demo", "find_runs"):
-        monkeypatch.setattr(batchless.cli, name, interrupted)
+        monkeypatch.setattr(commands, name, interrupted)
     assert main([verb, "runs"] if verb == "compare" else [verb]) == 130
     assert capsys.readouterr().err == "batchless: stopped\n"
 
 
 def test_a_bug_is_not_taken_for_a_mistake(monkeypatch):
-    def bug(*_):
+    def bug(*_, **__):
         raise TypeError("a bug")
 
-    monkeypatch.setattr(batchless.cli, "run_training", bug)
+    monkeypatch.setattr(commands, "run_training", bug)
     with pytest.raises(TypeError, match="a bug"):
         main(train())
+
+
+def test_a_stopped_run_says_how_to_go_on_and_does(monkeypatch, capsys):
+    def stop_soon(config, on_progress, *, should_stop):
+        calls = iter(range(1000))
+        return run_training(config, on_progress, should_stop=lambda: next(calls) >= 1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(commands, "run_training", stop_soon)
+        assert main(train("--out", "run")) == 130
+    errors = capsys.readouterr().err
+    assert errors == "batchless: stopped after 8 images, all saved; go on with: batchless train --resume run\n"
+    assert main(["train", "--resume", "run"]) == 0
+    assert "test accuracy" in capsys.readouterr().out
+    assert json.loads(Path("run/summary.json").read_text())["images"] == 16
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ("--resume nowhere", ["nowhere is no folder", "batchless train"]),
+        ("--resume", ["--resume got no value"]),
+        ("--resume run --images 5", ["leave out --images", "--device"]),
+        ("--resum run", ["unknown flag --resum", "did you mean --resume?"]),
+    ],
+)
+def test_a_mistake_in_resuming(words, parts, complaint):
+    message = complaint("train", *shlex.split(words))
+    for part in parts:
+        assert part in message
+
+
+@pytest.fixture
+def checkpoint() -> str:
+    assert main(train("--out", "run", "--tensorboard", "false")) == 0
+    return "run/checkpoints/best.pt"
+
+
+def test_the_verbs_of_a_checkpoint(checkpoint, capsys):
+    pictures = sorted(map(str, Path("pictures/test").rglob("*.png")))
+    capsys.readouterr()
+    assert main(["evaluate", checkpoint]) == 0
+    assert "accuracy" in capsys.readouterr().out
+    assert main(["predict", checkpoint, *pictures[:2]]) == 0
+    assert Path(pictures[0]).name in capsys.readouterr().out
+    Path("broken.png").write_bytes(b"no image")
+    assert main(["predict", checkpoint, pictures[0], "broken.png"]) == 1
+    assert main(["export", checkpoint, "--format", "torch", "--out", "folded.pt"]) == 0
+    assert Path("folded.pt").exists()
+    assert "folded.pt" in capsys.readouterr().out
+
+
+def test_doctor_and_convert(capsys):
+    assert main(["doctor", "cifar_resnet8", "--image_size", "32"]) == 1
+    assert "batchless.convert(" in capsys.readouterr().out
+    assert main(["convert", "cifar_resnet8", "gn+ws", "--image_size", "32"]) == 0
+    assert "WSConv2d" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "predict", "export", "doctor", "convert"])
+def test_what_is_not_there_is_one_line(verb, complaint):
+    words = {"predict": ["nowhere.pt", "a.png"], "doctor": ["timm:resnet5"], "convert": ["timm:resnet5", "gn"]}
+    message = complaint(verb, *words.get(verb, ["nowhere.pt"]))
+    assert "nowhere.pt" in message or "did you mean" in message
+
+
+@pytest.mark.usefixtures("checkpoint")
+def test_the_formats_of_a_comparison(capsys, complaint):
+    capsys.readouterr()
+    assert main(["compare", "run", "--format", "json"]) == 0
+    json.loads(capsys.readouterr().out)
+    assert main(["compare", "run", "--format", "markdown"]) == 0
+    assert capsys.readouterr().out.startswith("# ")
+    for name, begin in (("report.html", "<!doctype html>"), ("report.md", "# "), ("report.json", "{")):
+        assert main(["compare", "run", "--out", name]) == 0
+        assert Path(name).read_text().lower().startswith(begin)
+    assert "give it a name by --out" in complaint("compare", "run", "--format", "html")
+    assert "end it in" in complaint("compare", "run", "--out", "report.pdf")
+    assert "gn" in complaint("compare", "run", "--out", "report.md", "--control", "gn")

@@ -3,14 +3,33 @@ import shlex
 from importlib import resources
 
 import pytest
+import torch
 import yaml
 
 from batchless.arguments import parse_arguments
+from batchless.models import build_model
 from batchless.nn import parse_normalizer
 from batchless.tasks import TrainConfig
 
 RECIPES = sorted(path for path in (resources.files("batchless") / "recipes").iterdir() if path.name.endswith(".yaml"))
 recipes = pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+FACTS = ["paper", "command", "cost", "result"]
+CLASSES = {"imagenet": 1000, "cifar100": 100, "cifar10": 10, "fashion": 10, "embedded": 10}
+EPOCH = {"imagenet": 1_281_167, "cifar100": 50_000, "cifar10": 50_000, "fashion": 60_000, "embedded": 717}
+
+
+def name_of(recipe) -> str:
+    return recipe.name.removesuffix(".yaml")
+
+
+def parsed(recipe, *words: str) -> TrainConfig:
+    config = parse_arguments(["train", "--config", name_of(recipe), *words])
+    assert isinstance(config, TrainConfig)
+    return config
+
+
+def dataset(recipe) -> str:
+    return name_of(recipe).partition("_")[0]
 
 
 def header(text: str) -> list[str]:
@@ -21,32 +40,46 @@ def header(text: str) -> list[str]:
 
 
 def facts(text: str) -> dict[str, str]:
-    """What the header says of `paper`, `command`, `cost` and `result`."""
-    found = (re.fullmatch(r"(paper|command|cost|result): +(.+)", line) for line in header(text))
+    """What the header says of `paper`, `command`, `cost` and `result`, and of `differs`."""
+    found = (re.fullmatch(r"(paper|command|cost|result|differs): +(.+)", line) for line in header(text))
     return {match[1]: match[2] for match in found if match}
 
 
-def test_there_are_recipes():
-    assert {path.name for path in RECIPES} >= {"embedded_quick.yaml", "cifar10_resnet20.yaml"}
+def test_there_are_the_recipes_people_ask_for():
+    assert {name_of(recipe) for recipe in RECIPES} >= {
+        "imagenet_resnet50",
+        "imagenet_resnet101",
+        "imagenet_resnext50",
+        "imagenet_resnext101",
+        "cifar10_resnet20",
+        "cifar10_resnet110",
+        "cifar100_resnet20",
+        "cifar100_resnet110",
+        "fashion_mnist_resnet20",
+        "embedded_quick",
+    }
 
 
 @recipes
 def test_it_begins_with_what_it_is_for_its_paper_command_cost_and_result(recipe):
     text = recipe.read_text(encoding="utf-8")
     assert header(text)[0]
-    assert list(facts(text)) == ["paper", "command", "cost", "result"]
+    said = facts(text)
+    assert list(said) == (FACTS if said["paper"].startswith("none") else [*FACTS, "differs"])
+
+
+@recipes
+def test_its_lines_fit_a_terminal(recipe):
+    assert max(map(len, recipe.read_text(encoding="utf-8").splitlines())) <= 128
 
 
 @recipes
 def test_it_is_a_whole_configuration(recipe):
-    config = parse_arguments(["train", "--config", recipe.name.removesuffix(".yaml")])
-    assert isinstance(config, TrainConfig)
+    config = parsed(recipe)
     for name, value in yaml.safe_load(recipe.read_text(encoding="utf-8")).items():
-        if not isinstance(value, dict):
-            assert getattr(config, name) == value
-            continue
-        for part, inner in value.items():
-            assert getattr(getattr(config, name), part) == inner
+        for part, inner in value.items() if isinstance(value, dict) else [(None, value)]:
+            found = getattr(config, name) if part is None else getattr(getattr(config, name), part)
+            assert found == (tuple(inner) if isinstance(inner, list) else inner)
     assert config.normalizer == str(parse_normalizer(config.normalizer))
 
 
@@ -54,5 +87,74 @@ def test_it_is_a_whole_configuration(recipe):
 def test_its_command_is_one_that_runs_it(recipe):
     program, *words = shlex.split(facts(recipe.read_text(encoding="utf-8"))["command"])
     assert program == "batchless"
-    assert words[words.index("--config") + 1] == recipe.name.removesuffix(".yaml")
-    assert isinstance(parse_arguments(words), TrainConfig)
+    assert words[words.index("--config") + 1] == name_of(recipe)
+    config = parse_arguments(words)
+    assert isinstance(config, TrainConfig)
+    given = {name: words[index + 1] for index, name in enumerate(words) if name in ("--data.root", "--normalizer")}
+    assert given.get("--data.root") == config.data.root == parsed(recipe).data.root
+
+
+@recipes
+def test_its_model_can_be_built(recipe):
+    with torch.device("meta"):
+        model = build_model(parsed(recipe).model, num_classes=CLASSES[dataset(recipe)])
+    assert any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
+    [outputs] = [module.out_features for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    assert outputs == CLASSES[dataset(recipe)]
+
+
+@recipes
+def test_the_epochs_it_speaks_of_are_those_it_trains(recipe):
+    text = recipe.read_text(encoding="utf-8")
+    config = parsed(recipe)
+    stated = re.search(r"^images: (\d+)  # (\d+) epochs$", text, re.MULTILINE)
+    if stated is None:
+        assert dataset(recipe) == "embedded"
+        return
+    assert int(stated[1]) == config.images == int(stated[2]) * EPOCH[dataset(recipe)]
+    assert config.evaluations == int(stated[2])
+    assert f"{stated[2]} epochs, {config.images:,} images" in facts(text)["cost"]
+
+
+# Epochs, and those after which the rate falls to a tenth.
+SCHEDULES = {
+    "imagenet_resnet50": (90, (30, 60)),
+    "imagenet_resnet101": (100, (30, 60, 90)),
+    "imagenet_resnext50": (100, (30, 60, 90)),
+    "imagenet_resnext101": (100, (30, 60, 90)),
+    "cifar10_resnet110": (164, (81, 122)),
+    "cifar100_resnet110": (164, (81, 122)),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_rate_falls_after_the_epochs_of_the_authors(name):
+    [recipe] = [recipe for recipe in RECIPES if name_of(recipe) == name]
+    config, (epochs, steps) = parsed(recipe), SCHEDULES[name]
+    warmup = config.optimizer.warmup * epochs
+    for quarter in range(4 * epochs):
+        epoch = (quarter + 0.5) / 4
+        rate = config.optimizer.learning_rate_at(epoch / epochs, images_per_step=config.images_per_step)
+        expected = 0.1 * 0.1 ** sum(epoch > step for step in steps) * min(epoch / warmup if warmup else 1, 1)
+        assert rate == pytest.approx(expected)
+
+
+def test_imagenet_is_trained_as_its_authors_do():
+    for recipe in (recipe for recipe in RECIPES if dataset(recipe) == "imagenet"):
+        config = parsed(recipe)
+        assert config.images_per_step == (256 if name_of(recipe) == "imagenet_resnet50" else 128)
+        assert (config.data.image_size, config.data.resize_shorter_side) == (224, 256)
+        assert config.data.random_resized_crop
+        assert config.data.flip
+        assert (config.data.color_jitter, config.data.rand_augment, config.data.mixup) == (0, 0, 0)
+        assert config.label_smoothing == 0
+        assert (config.optimizer.momentum, config.optimizer.nesterov, config.optimizer.warmup) == (0.9, False, 0)
+        assert (config.optimizer.weight_decay, config.optimizer.decay_one_dimensional) == (1e-4, True)
+
+
+def test_every_data_set_has_a_folder():
+    """A recipe for a data set must not fall back to the embedded images."""
+    for recipe in RECIPES:
+        root = parsed(recipe).data.root
+        assert (root is None) == (dataset(recipe) == "embedded")
+        assert root is None or root.startswith("~/")

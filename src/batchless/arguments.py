@@ -15,10 +15,19 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
+from batchless.advise import ConvertConfig, DoctorConfig
 from batchless.demo import DemoConfig
+from batchless.deploy import EvaluateConfig, ExportConfig, PredictConfig
 from batchless.tasks import TrainConfig
 
+Format = Literal["table", "html", "markdown", "json"]
+_SUFFIXES: dict[str, Format] = {".html": "html", ".htm": "html", ".md": "markdown", ".json": "json", ".txt": "table"}
 _TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
+_LISTS = {
+    str: "a list such as [gn, gn+ws]",
+    int: "a list of whole numbers such as [1, 2]",
+    float: "a list of numbers such as [0.5, 0.75]",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,16 +36,85 @@ class CompareConfig:
 
     Attributes:
         folders: run folders, or folders that hold them.
-        out: the HTML page to write; None: none.
+        out: file to write; None: it is printed.
+        format: table, html, markdown or json; None: by the ending of `out`, a table without one.
+        control: what all are compared with, such as bn or bn@64; None: bn at its most images per forward, else the first.
     """
 
     folders: tuple[str, ...]
     out: str | None = None
+    format: Format | None = None
+    control: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.form() == "html" and self.out is None:
+            raise ValueError("format=html is a file: give it a name by --out, such as --out report.html")
+
+    def form(self) -> Format:
+        """The format, by the ending of `out` where none is given."""
+        if self.format is not None or self.out is None:
+            return self.format or "table"
+        suffix = Path(self.out).suffix.lower()
+        if suffix not in _SUFFIXES:
+            raise ValueError(f"out={self.out}: end it in {', '.join(_SUFFIXES)}, or give --format")
+        return _SUFFIXES[suffix]
 
 
-Config = TrainConfig | DemoConfig | CompareConfig
+@dataclass(frozen=True, kw_only=True)
+class ResumeConfig:
+    """Which run `batchless train --resume` goes on with; everything else is as the run has it.
 
-_VERBS: dict[str, type[Config]] = {"demo": DemoConfig, "train": TrainConfig, "compare": CompareConfig}
+    Attributes:
+        resume: its folder.
+        device: another device than before; None: the same.
+        root: where the data lies now; None: where it lay.
+    """
+
+    resume: str
+    device: str | None = None
+    root: str | None = None
+
+
+Config = (
+    TrainConfig
+    | ResumeConfig
+    | DemoConfig
+    | CompareConfig
+    | EvaluateConfig
+    | PredictConfig
+    | ExportConfig
+    | DoctorConfig
+    | ConvertConfig
+)
+
+
+@dataclass(frozen=True)
+class _Verb:
+    """A word after `batchless`: the settings it takes, which of them are given without a flag, and what it does."""
+
+    settings: type[Config]
+    positional: tuple[str, ...]
+    description: str
+
+
+_VERBS = {
+    "demo": _Verb(DemoConfig, (), "the whole idea in minutes, ends in a report page"),
+    "train": _Verb(
+        TrainConfig,
+        (),
+        "train one network, writes a run folder; `train --resume FOLDER` goes on with an interrupted run",
+    ),
+    "compare": _Verb(CompareConfig, ("folders",), "a table from run folders; a page, Markdown or JSON with --out"),
+    "evaluate": _Verb(EvaluateConfig, ("checkpoint",), "accuracy of a checkpoint, of each class, and what is confused"),
+    "predict": _Verb(PredictConfig, ("checkpoint", "images"), "the classes of image files by a checkpoint"),
+    "export": _Verb(
+        ExportConfig, ("checkpoint",), "a checkpoint without our layers: ONNX, torch.export or a state dict"
+    ),
+    "doctor": _Verb(DoctorConfig, ("model",), "what breaks in a model at few images per forward, and what to do"),
+    "convert": _Verb(
+        ConvertConfig, ("model", "normalizer"), "what a normalizer would replace in a model, layer by layer"
+    ),
+}
 
 
 def parse_arguments(words: Sequence[str]) -> Config:
@@ -54,16 +132,18 @@ def parse_arguments(words: Sequence[str]) -> Config:
     parser = ArgumentParser(
         prog="batchless", description=description, version=version, exit_on_error=False, allow_abbrev=False
     )
-    verbs = {"demo": _demo_parser(), "train": _train_parser(), "compare": _compare_parser()}
+    verbs = {name: _parser(verb) for name, verb in _VERBS.items()}
     commands = parser.add_subcommands(dest="verb")
     for name, subparser in verbs.items():
         commands.add_subcommand(name, subparser, help=subparser.description)
     _check_words(words, verbs)
+    if words[0] == "train" and any(word.partition("=")[0] == "--resume" for word in words):
+        return _resume(words[1:])
     try:
         parsed = parser.parse_args([_recipe_path(words, index) for index in range(len(words))])
     except ArgumentError as error:
         raise ValueError(_one_line(str(error), verb=words[0], known=_settings(verbs[words[0]]))) from error
-    kind: Any = _VERBS[parsed.verb]
+    kind: Any = _VERBS[parsed.verb].settings
     _check_given(parsed[parsed.verb], kind)
     given = parser.instantiate(parsed)
     values = {item.name: given[given.verb][item.name] for item in fields(kind)}
@@ -73,30 +153,41 @@ def parse_arguments(words: Sequence[str]) -> Config:
     return config
 
 
-def _train_parser() -> Any:
+def _parser(verb: _Verb) -> Any:
     from jsonargparse import ArgumentParser
 
-    parser = ArgumentParser(exit_on_error=False, description="train one network, writes a run folder")
-    parser.add_argument("--config", action="config", help="a packaged recipe's name, or a YAML file")
-    parser.add_class_arguments(TrainConfig, as_group=False)
+    parser = ArgumentParser(exit_on_error=False, description=verb.description)
+    if verb.settings is TrainConfig:
+        parser.add_argument("--config", action="config", help="a packaged recipe's name, or a YAML file")
+    hints = get_type_hints(verb.settings)
+    for name in verb.positional:
+        several = {"nargs": "+"} if get_origin(hints[name]) is tuple else {}
+        parser.add_argument(name, type=str, help=_documented(verb.settings, name), **several)
+    parser.add_class_arguments(verb.settings, as_group=False, skip=set(verb.positional))
     return parser
 
 
-def _demo_parser() -> Any:
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(exit_on_error=False, description="the whole idea in minutes, ends in a report page")
-    parser.add_class_arguments(DemoConfig, as_group=False)
-    return parser
+def _documented(kind: type, name: str) -> str:
+    """What the class's docstring says of the attribute, its first line."""
+    found = re.search(rf"^\s*{name}: (.*)$", kind.__doc__ or "", re.MULTILINE)
+    return found[1].rstrip(".") if found else name
 
 
-def _compare_parser() -> Any:
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(exit_on_error=False, description="a table from run folders, and a page if --out is given")
-    parser.add_argument("folders", nargs="+", type=str, help="run folders, or folders that hold them")
-    parser.add_argument("--out", type=str, default=None, help="the HTML page to write")
-    return parser
+def _resume(words: Sequence[str]) -> ResumeConfig:
+    """The words after `batchless train`, of which one is `--resume`."""
+    values: dict[str, str] = {}
+    names = {"--resume": "resume", "--device": "device", "--data.root": "root"}
+    rest = iter(words)
+    for word in rest:
+        flag, _, value = word.partition("=")
+        if flag not in names:
+            raise ValueError(
+                f"--resume goes on with the run's own settings: leave out {flag} (possible are {', '.join(names)})"
+            )
+        values[names[flag]] = value or next(rest, "")
+    if empty := [flag for flag, name in names.items() if values.get(name) == ""]:
+        raise ValueError(f"{empty[0]} got no value: write `batchless train --resume FOLDER`")
+    return ResumeConfig(**values)
 
 
 def _settings(parser: Any) -> list[str]:
@@ -116,7 +207,8 @@ def _check_words(words: Sequence[str], verbs: dict[str, Any]) -> None:
     if verb not in verbs:
         nearest = _nearest(verb, [*verbs, "--help", "--version"])
         raise ValueError(f"unknown command {verb!r}{nearest}: choose one of {', '.join(verbs)}")
-    known = [f"--{key}" for key in ("help", "print_config", *_settings(verbs[verb]))]
+    own = ("help", "print_config", "resume") if verb == "train" else ("help", "print_config")
+    known = [f"--{key}" for key in (*own, *_settings(verbs[verb]))]
     for word in words[1:]:
         flag = word.partition("=")[0]
         if flag.startswith("--") and flag not in known:
@@ -172,7 +264,7 @@ def _one_line(text: str, *, verb: str, known: Iterable[str]) -> str:
     keys = re.findall(r'Parser key "([^"]+)"', text)
     values = re.findall(r"(?:(?:Got|Given) value:|Unable to load config) ['\"]?(.*?)['\"]?$", text, re.MULTILINE)
     if keys and values:
-        return f"{keys[-1]} got {values[-1]}: expected {_expected(_VERBS[verb], keys[-1])}"
+        return f"{keys[-1]} got {values[-1]}: expected {_expected(_VERBS[verb].settings, keys[-1])}"
     return " ".join(text.split())
 
 
@@ -189,7 +281,7 @@ def _describe(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return f"one of {', '.join(get_args(kind))}"
     if get_origin(kind) is tuple:
-        return {str: "a list such as [gn, gn+ws]", int: "a list of whole numbers such as [1, 2]"}[get_args(kind)[0]]
+        return _LISTS[get_args(kind)[0]]
     if is_dataclass(kind):
         return f"some of its settings ({', '.join(item.name for item in fields(kind))}), or a YAML file of them"
     return _TYPES[kind]

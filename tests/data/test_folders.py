@@ -1,10 +1,13 @@
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
+from batchless.data import open_images
 from batchless.data.folders import open_folders, read_image
 
 
@@ -40,9 +43,35 @@ def test_test_goes_before_val(tmp_path):
     assert len(open_folders(root, "test")) == 4
 
 
+def test_a_flat_test_folder_gives_way_to_val(tmp_path):
+    root = write_folders(tmp_path, splits=("train", "val"), count=2)
+    (root / "test").mkdir()
+    (root / "test" / "0.jpg").touch()
+    assert len(open_folders(root, "test")) == 4
+    # ImageNet's validation images, as they are downloaded: no folder of a class anywhere.
+    flat = write_folders(tmp_path / "flat", splits=("train",))
+    (flat / "val").mkdir()
+    (flat / "val" / "ILSVRC2012_val_00000001.JPEG").touch()
+    with pytest.raises(ValueError, match="flat/val: no class folders in it; put the images of each class into"):
+        open_folders(flat, "train")
+
+
+def test_a_thousand_classes_are_listed_without_opening_an_image(tmp_path):
+    for split in ("train", "val"):
+        for label in range(1000):
+            (tmp_path / split / f"n{label:08d}").mkdir(parents=True)
+            (tmp_path / split / f"n{label:08d}" / "0.JPEG").touch()
+    images = open_images(tmp_path, "test")
+    assert (len(images), len(images.classes), images.label(999)) == (1000, 1000, 999)
+    with pytest.raises(ValueError, match=r"val/n00000123/0.JPEG: cannot be read as an image"):
+        images.image(123)
+
+
 def test_hidden_files_and_folders_do_not_count(tmp_path):
     root = write_folders(tmp_path)
     (root / "train" / ".cache").mkdir()
+    (root / "train" / "ant" / ".ipynb_checkpoints").mkdir()
+    Image.fromarray(picture()).save(root / "train" / "ant" / ".ipynb_checkpoints" / "0-checkpoint.png")
     (root / "train" / "ant" / "._0.png").write_bytes(b"what a Mac leaves on a USB stick")
     (root / "train" / "ant" / "notes.txt").write_text("no image")
     assert len(open_folders(root, "train")) == 6
@@ -78,13 +107,72 @@ def test_a_split_without_classes_is_named(tmp_path):
         open_folders(root, "test")
 
 
-def test_exif_orientation_is_honoured(tmp_path):
-    array = picture()
+def test_a_link_that_leads_back_is_named(tmp_path):
+    root = write_folders(tmp_path)
+    (root / "train" / "ant" / "again").symlink_to(root / "train" / "ant")
+    with pytest.raises(
+        ValueError, match=r"train/ant/again\S*: cannot be listed \(.+\); correct or remove this folder$"
+    ):
+        open_folders(root, "train")
+
+
+def save_turned(path: Path, array: np.ndarray, orientation: int) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise to see the scene upright
-    Image.fromarray(array).save(tmp_path / "turned.png", exif=exif)
-    expected = torch.from_numpy(np.rot90(array, k=-1).copy()).permute(2, 0, 1)
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(array).save(path, exif=exif)
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_exif_orientation_is_honoured(tmp_path, orientation):
+    save_turned(tmp_path / "turned.png", picture(), orientation)
+    with Image.open(tmp_path / "turned.png") as file:
+        expected = torch.from_numpy(np.array(ImageOps.exif_transpose(file))).permute(2, 0, 1)
     assert torch.equal(read_image(tmp_path / "turned.png"), expected)
+
+
+def test_six_is_a_camera_turned_to_the_right(tmp_path):
+    save_turned(tmp_path / "turned.png", picture(), 6)  # rotate by 90 degrees clockwise to see the scene upright
+    expected = torch.from_numpy(np.rot90(picture(), k=-1).copy()).permute(2, 0, 1)
+    assert torch.equal(read_image(tmp_path / "turned.png"), expected)
+
+
+DAMAGED_EXIF = {
+    "truncated": b"Exif\0\0II*\0\x08\0\0\0\x02\0\x12\x01\x03\0\x01\0\0\0\x06",
+    "no directory": b"Exif\0\0II*\0\xff\xff\xff\x7f",
+    "longer than the file": b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\xff\0\0\0\x06\0\0\0\0\0\0\0",
+    # A date that is a number, with which `ImageOps.exif_transpose` fails.
+    "another type": b"Exif\0\0II*\0\x08\0\0\0\x02\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\x32\x01\x0b\0\x01\0\0\0abcd\0\0\0\0",
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED_EXIF)
+def test_damaged_exif_data_do_not_matter(tmp_path, kind):
+    image = Image.fromarray(picture(16, 16))
+    image.save(tmp_path / "plain.jpg")
+    image.save(tmp_path / "image.jpg", exif=DAMAGED_EXIF[kind])
+    plain = read_image(tmp_path / "plain.jpg")
+    found = read_image(tmp_path / "image.jpg")
+    assert any(torch.equal(found, view) for view in (plain, plain.rot90(-1, (1, 2))))
+
+
+def test_another_format_than_the_name_says_is_read(tmp_path):
+    """ImageNet has a PNG file named .JPEG."""
+    Image.fromarray(picture()).save(tmp_path / "image.JPEG", format="PNG")
+    assert torch.equal(read_image(tmp_path / "image.JPEG"), torch.from_numpy(picture()).permute(2, 0, 1))
+
+
+def test_cmyk_jpeg_has_the_colours_of_the_rgb_one(tmp_path):
+    """ImageNet has some of them; ink is written inverted, and read back without it would be a negative."""
+    smooth = np.linspace(0, 255, 16 * 16 * 3).reshape(3, 16, 16).transpose(1, 2, 0).astype(np.uint8)
+    Image.fromarray(smooth).convert("CMYK").save(tmp_path / "image.jpg", quality=100)
+    difference = read_image(tmp_path / "image.jpg").int() - torch.from_numpy(smooth).permute(2, 0, 1).int()
+    assert difference.abs().max() < 12
+
+
+def test_the_first_picture_of_an_animation_is_read(tmp_path):
+    frames = [Image.fromarray(picture(seed=seed)).convert("P") for seed in range(3)]
+    frames[0].save(tmp_path / "image.gif", save_all=True, append_images=frames[1:])
+    assert read_image(tmp_path / "image.gif").shape == (3, 6, 9)
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "CMYK", "RGB"])
@@ -107,6 +195,29 @@ def test_sixteen_bits_keep_their_brightness(tmp_path):
     Image.fromarray(values).save(tmp_path / "image.png")
     expected = torch.from_numpy((values >> 8).astype(np.uint8)).expand(3, 6, 10)
     assert torch.equal(read_image(tmp_path / "image.png"), expected)
+
+
+def test_sixteen_bits_of_each_colour_keep_their_brightness(tmp_path):
+    values = np.random.default_rng(0).integers(0, 2**16, (6, 9, 3), dtype=np.uint16)
+    write_png(tmp_path / "image.png", values)
+    assert torch.equal(
+        read_image(tmp_path / "image.png"), torch.from_numpy((values >> 8).astype(np.uint8)).permute(2, 0, 1)
+    )
+
+
+def write_png(path: Path, values: np.ndarray) -> None:
+    """A PNG file of 16 bits for each of three colours, which PIL can read but not write."""
+    height, width, _ = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    parts = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    )
+    chunks = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
+    ]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
 
 
 def refused(path: Path) -> str:

@@ -1,13 +1,17 @@
+import html
+import json
 import os
 import re
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
+from report_folders import prediction, write_pictures, write_run, write_study
 
 from batchless.report import claims, comparison, write_page
+from batchless.report.commands import repetition
 from batchless.report.page import render_page
-from batchless.runs import RunFolder, find_runs
+from batchless.runs import RunFolder, find_runs, read_run
 
 HOSTILE = "<script>alert(1)</script>\"'&amp;"
 VOID = {"meta", "br", "link", "img", "hr", "input"}
@@ -19,7 +23,7 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.elements, self.attributes, self.words = [], [], [], []
+        self.open, self.elements, self.attributes, self.words, self.scripts = [], [], [], [], []
         self.feed(text)
         self.close()
         assert self.open == []
@@ -38,7 +42,9 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.open and self.open[-1] != "style":
+        if self.open and self.open[-1] == "script":
+            self.scripts.append(data)
+        elif self.open and self.open[-1] != "style":
             self.words.append(data)
 
     @property
@@ -72,31 +78,61 @@ def test_the_page_holds_the_numbers_the_reasons_and_the_commands(runs):
     assert "2026-01-01 10:20 UTC" in seen.text
 
 
-def test_every_marker_has_its_numbers_as_a_title(runs):
-    titles = re.findall(r"<title>(.*?)</title>", page(runs))
-    assert "gn+ws, images per forward 1: 70.5 +- 0.7 (n=2)" in titles
-    assert "bn, images per forward 1: 2 of 2 failed: one value per channel" in titles
-    assert "gn+ws, seed 1: 70 % after 700 images" in titles
+def figures(text):
+    return json.loads(re.search(r'<script type="application/json" id="figures">(.*?)</script>', text)[1])
 
 
-def test_the_figures_are_well_formed(runs):
-    figures = re.findall(r"<svg.*?</svg>", page(runs), flags=re.DOTALL)
-    assert sum('class="chart"' in figure for figure in figures) == 3
-    for figure in figures:
-        root = ElementTree.fromstring(figure)
-        assert root.get("aria-label") or root.get("aria-hidden") == "true"
+def without_plotly(text):
+    """The page without the script that is not ours."""
+    return "".join(re.split(r"<script>\s*/\*\*\s*\* plotly.js.*?</script>", text, flags=re.DOTALL))
 
 
-def test_nothing_is_fetched_and_nothing_is_run(runs):
+def test_every_figure_has_its_place_and_is_told_in_words(runs):
+    text = page(runs)
+    assert list(figures(text)) == ["accuracy", "learning-1", "learning-2"]
+    seen = Page(text)
+    for name in figures(text):
+        assert ("id", name) in seen.attributes
+    assert seen.elements.count("noscript") == 1
+    labels = [value for name, value in seen.attributes if name == "aria-label"]
+    assert any("Test accuracy against images per forward" in label for label in labels)
+    assert "gn+ws 2 1 7 10 % after 100 70 % after 700 70 % after 700" in seen.text
+
+
+def test_the_swatches_are_well_formed(runs):
+    swatches = re.findall(r"<svg.*?</svg>", without_plotly(page(runs)), flags=re.DOTALL)
+    assert len(swatches) == 2 * 3  # in the table, and in the legends of both kinds of chart
+    assert all(ElementTree.fromstring(swatch).get("aria-hidden") == "true" for swatch in swatches)
+
+
+def test_the_numbers_are_compared_with_a_control(runs):
+    text = Page(page(runs)).text
+    assert "The control is bn at 2 images per forward ." in text
+    assert "bn 2 51.0 1.4 2 100 control" in text
+    assert "gn+ws 2 71.0 1.4 2 100 +20.0 " in text
+    assert "The control is gn+ws at 1 image per forward ." in Page(page(runs, control="gn+ws@1")).text
+    assert "bn at 1 image per forward , which has no accuracy" in Page(page(runs, control="bn@1")).text
+
+
+def test_nothing_is_fetched_and_only_known_scripts_run(runs):
     text = page(runs)
     seen = Page(text)
-    assert not {"script", "link", "img", "iframe", "object", "base"} & set(seen.elements)
+    assert not {"link", "img", "iframe", "object", "base"} & set(seen.elements)
     names = {name for name, _ in seen.attributes}
     assert not {"src", "href", "style"} & names
     assert not [name for name in names if name.startswith("on")]
-    assert "://" not in text
-    assert "@import" not in text
-    assert "url(" not in text
+    rest = without_plotly(text)
+    assert len(rest) < len(text) / 10
+    assert "://" not in rest
+    assert "@import" not in rest
+    assert "url(" not in rest
+    policy = next(value for name, value in seen.attributes if name == "content" and value.startswith("default-src"))
+    assert policy.startswith("default-src 'none'; ")
+    assert len(re.findall(r"'sha256-[\w+/]+='", policy)) == 2
+    assert "unsafe-eval" not in policy
+    assert "script-src 'unsafe-inline'" not in policy
+    assert len(seen.scripts) == 3
+    assert text.count("* plotly.js v") == 1
 
 
 def test_hostile_names_are_text_everywhere(make_run):
@@ -108,8 +144,8 @@ def test_hostile_names_are_text_everywhere(make_run):
     ]
     text = page(hostile, title=HOSTILE, findings=claims(comparison(hostile)), commands=[HOSTILE])
     seen = Page(text)
-    assert "script" not in seen.elements
-    assert "<script" not in text
+    assert seen.elements.count("script") == text.lower().count("<script") == 3
+    assert figures(text)["accuracy"]["data"][0]["name"] == html.escape(HOSTILE, quote=False)
     assert not [name for name, _ in seen.attributes if name.startswith("on")]
     assert HOSTILE in seen.words
     assert text.count("&lt;script&gt;") > 10
@@ -130,7 +166,14 @@ def test_runs_that_say_little_still_make_a_page(make_run):
     assert "not finished" in text
     assert "No run has come to a test accuracy." in text
     assert "Learning curves" not in text
-    assert "Speed" not in text
+    assert "1 of 1 run folders have no conversion.json" in text
+
+
+def test_without_charts_there_are_no_scripts(make_run):
+    text = page([make_run("bn", 1, None)])
+    assert "script" not in Page(text).elements
+    assert "script-src 'none'" in text
+    assert len(text) < 50_000
 
 
 def test_a_changed_checkout_is_said(make_run):
@@ -197,13 +240,13 @@ def test_a_path_that_is_not_utf8_can_be_written(runs, tmp_path):
 def test_from_run_folders_to_a_page(tmp_path):
     for name, size, accuracy in (("bn", 2, 0.5), ("bn", 32, 0.7), ("gn+ws", 2, 0.7), ("gn+ws", 32, float("nan"))):
         config = {"normalizer": name, "images_per_forward": size, "images_per_step": 32, "model": "m", "seed": 1}
-        folder = RunFolder.create(tmp_path / f"{name}-{size}", config=config, seed=1)
-        for images in (32, 64):
-            folder.log(
-                {"kind": "train", "images": images, "loss": 1 / images, "accuracy": 0.5, "images_per_second": 9.0}
-            )
-            folder.log({"kind": "test", "images": images, "loss": 1.0, "accuracy": accuracy})
-        folder.finish({"test_accuracy": accuracy, "images_per_second": 9.0, "images": 64, "seconds": 1.0})
+        with RunFolder.create(tmp_path / f"{name}-{size}", config=config, seed=1) as folder:
+            for images in (32, 64):
+                folder.log(
+                    {"kind": "train", "images": images, "loss": 1 / images, "accuracy": 0.5, "images_per_second": 9.0}
+                )
+                folder.log({"kind": "test", "images": images, "loss": 1.0, "accuracy": accuracy})
+            folder.finish({"test_accuracy": accuracy, "images_per_second": 9.0, "images": 64, "seconds": 1.0})
     runs = find_runs(tmp_path)
     table = comparison(runs)
     write_page(tmp_path / "report.html", runs, title="t", findings=claims(table), commands=["make demo"])
@@ -211,3 +254,41 @@ def test_from_run_folders_to_a_page(tmp_path):
     assert "failed: its test accuracy is nan" in text
     assert "cannot be judged: there is no accuracy to compare with for gn+ws" in text
     assert "4 run folders" in text
+
+
+def test_a_page_of_whole_run_folders_has_every_part(tmp_path):
+    runs = write_study(tmp_path, seeds=2)
+    text = page(runs)
+    seen = Page(text)
+    for part in ("Derived settings", "4 groups of 4", "Sample predictions", "Worst", "Typical", "truth: seven", "93"):
+        assert part in seen.text
+    assert "272 MiB" in seen.text
+    assert "2 of 2 failed: Expected more than 1 value per channel" in seen.text
+    assert "failed: Expected more than 1 value per channel when training" in seen.words
+    assert "2 of 24 run folders have no conversion.json" in seen.text
+    assert repetition(runs[0]) in seen.words
+    assert runs[0].environment["command"] in seen.words
+    pictures = [value for name, value in seen.attributes if name == "src"]
+    assert pictures
+    assert all(picture.startswith("data:image/png;base64,") for picture in pictures)
+    assert seen.elements.count("img") == len(pictures) == sum(name == "alt" for name, _ in seen.attributes)
+
+
+def test_hostile_extras_are_text(tmp_path):
+    runs = [
+        read_run(write_run(tmp_path / "run")),
+        read_run(write_run(tmp_path / "other", "gn", config={HOSTILE: HOSTILE})),
+    ]
+    write_pictures(runs[0].path, [prediction(truth=HOSTILE, predicted=HOSTILE, source=HOSTILE)])
+    entry = {"name": HOSTILE, "action": HOSTILE, "was": HOSTILE, "now": HOSTILE, "detail": HOSTILE}
+    told = {"normalizer": HOSTILE, "found_by": HOSTILE, "notes": [HOSTILE], "entries": [entry]}
+    (runs[0].path / "conversion.json").write_text(json.dumps(told))
+    (runs[1].path / "pictures" / "predictions.json").write_text(json.dumps([prediction(picture=HOSTILE, kind=HOSTILE)]))
+    runs[0].environment["command"] = HOSTILE
+    seen = Page(page(runs))
+    assert seen.words.count(HOSTILE) > 10
+    assert seen.elements.count("script") == 3
+    assert not [name for name, _ in seen.attributes if name.startswith("on")]
+    assert [value for name, value in seen.attributes if name == "alt"] == [
+        f"An image of {HOSTILE}, predicted as {HOSTILE}"
+    ]

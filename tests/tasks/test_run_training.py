@@ -1,10 +1,10 @@
-import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
 import batchless as bl
 from batchless.data import IMAGENET_STATISTICS, epoch_order, open_images
@@ -37,7 +37,7 @@ def test_the_embedded_data_from_start_to_end(tmp_path):
     run = read_run(trained.folder)
     assert run.summary == trained.summary
     assert 0 <= run.summary["test_accuracy"] <= 1
-    assert run.config == dataclasses.asdict(config)
+    assert TrainConfig.from_plain(run.config, source="config.yaml") == config
     assert run.environment["seed"] == 0
     assert (trained.folder / "conversion.txt").read_text() == f"{trained.conversion}\n"
     assert sum(entry.now == "WSConv2d" for entry in trained.conversion.replaced) == 9
@@ -46,7 +46,7 @@ def test_the_embedded_data_from_start_to_end(tmp_path):
     model, _ = bl.convert(build_model(config.model, num_classes=10), config.normalizer)
     checkpoint = load_checkpoint(trained.folder / "checkpoints" / "last.pt")
     load_model_state(model, checkpoint["model"], source="last.pt")
-    figures = evaluate(model, Classify(), _open_data(config))
+    figures = evaluate(model, Classify(), _open_data(config)).compute()
     assert {f"test_{name}": value for name, value in figures.items()}.items() <= trained.summary.items()
 
 
@@ -95,11 +95,33 @@ def test_it_starts_from_the_weights_of_an_unconverted_network(tmp_path):
 
 
 @pytest.mark.usefixtures("pictures")
+@pytest.mark.parametrize("kind", ["pt", "safetensors", "wrapped"])
+def test_fine_tuning_with_other_classes_takes_all_but_the_classifier(tmp_path, kind):
+    torch.manual_seed(7)
+    state = build_model("cifar_resnet8", num_classes=5).state_dict()
+    path = tmp_path / ("weights.safetensors" if kind == "safetensors" else "weights.pt")
+    if kind == "safetensors":
+        save_file(state, path)
+    else:
+        prefix = "module." if kind == "wrapped" else ""
+        torch.save({f"{prefix}{name}": value for name, value in state.items()}, path)
+    finished = run_training(small(tmp_path, weights=str(path), optimizer=OptimizerSettings(learning_rate=1e-12)))
+    taken = load_checkpoint(finished.folder / "checkpoints" / "last.pt")["model"]
+    torch.testing.assert_close(taken["conv1.weight"], state["conv1.weight"])
+    assert taken["fc.weight"].shape[0] == 2
+    assert finished.notes == (
+        f"{len(state) - 2} tensors of {path.name} were loaded into the network before its conversion",
+        f"fc.weight, fc.bias of {path.name} are for 5 classes, not 2: the classifier starts at random",
+    )
+    assert finished.notes[1] in (finished.folder / "conversion.txt").read_text()
+    assert json.loads((finished.folder / "conversion.json").read_text())["weights"] == list(finished.notes)
+
+
+@pytest.mark.usefixtures("pictures")
 @pytest.mark.parametrize(
     ("state", "message"),
     [
         (lambda: build_model("cifar_resnet14", num_classes=2).state_dict(), "checkpoint of another network"),
-        (lambda: {"model": build_model("cifar_resnet8", num_classes=5).state_dict()}, "of another shape"),
         (lambda: {"model": 5}, "checkpoint of another network"),
         (lambda: bl.convert(build_model("cifar_resnet8", num_classes=2), "gn+ws")[0].state_dict(), "another network"),
     ],
@@ -217,7 +239,7 @@ def test_an_unreadable_test_image_leaves_the_checkpoint_before_it(tmp_path, pict
 
 @pytest.mark.usefixtures("pictures")
 def test_another_error_is_recorded_and_passed_on(tmp_path, monkeypatch):
-    def without_memory(*_):
+    def without_memory(*_, **__):
         raise RuntimeError("out of\nmemory")
 
     monkeypatch.setattr(experiment, "train", without_memory)
@@ -232,7 +254,7 @@ def test_a_folder_that_holds_a_run_is_left_as_it_is(tmp_path):
     run_training(config)
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     with pytest.raises(
-        ValueError, match=r"run already holds a run \(config.yaml\); choose another folder, such as .*run-2"
+        ValueError, match=r"run already holds a run \(config.yaml\); go on .* or choose another folder, such as .*run-2"
     ):
         run_training(config)
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before

@@ -1,74 +1,33 @@
 import copy
 import json
 import math
-from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_training import IMAGES_PER_EPOCH, TinyData, settings, tiny_model
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-import batchless as bl
 from batchless.nn import WSConv2d
 from batchless.runs import RunFolder, load_checkpoint, load_model_state, read_run
 from batchless.tasks import Classify
-from batchless.train import LoopSettings, OptimizerSettings, evaluate, loop, train
-
-IMAGES_PER_EPOCH = 10
-
-
-@dataclass
-class TinyData:
-    """Ten random images of three classes and seven test images; remembers which were asked for."""
-
-    dtype: torch.dtype = torch.float64
-    asked: list[tuple[int, int]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        generator = torch.Generator().manual_seed(5)
-        self.images = torch.randn(IMAGES_PER_EPOCH + 7, 3, 6, 6, generator=generator, dtype=self.dtype)
-        self.labels = torch.randint(3, (len(self.images),), generator=generator)
-
-    @property
-    def images_per_epoch(self) -> int:
-        return IMAGES_PER_EPOCH
-
-    def order(self, epoch: int) -> Tensor:
-        return torch.randperm(IMAGES_PER_EPOCH, generator=torch.Generator().manual_seed(epoch))
-
-    def train(self, epoch: int, *, images_per_forward: int, images: int) -> Iterator[tuple[Tensor, Tensor]]:
-        self.asked.append((epoch, images))
-        for part in self.order(epoch)[:images].split(images_per_forward):
-            yield self.images[part], self.labels[part]
-
-    def test(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return zip(self.images[IMAGES_PER_EPOCH:].split(3), self.labels[IMAGES_PER_EPOCH:].split(3), strict=True)
-
-
-def tiny_model(normalizer: str = "gn+ws", *, seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Module:
-    torch.manual_seed(seed)
-    layers: list[nn.Module] = []
-    for inputs in (3, 8):
-        layers += [nn.Conv2d(inputs, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()]
-    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)).to(dtype)
-    return bl.convert(model, normalizer, example=torch.zeros(1, 3, 6, 6, dtype=dtype))[0]
-
-
-def settings(**changes: object) -> LoopSettings:
-    """27 images are two epochs and seven images of a third: steps of 4 4 2, 4 4 2, 4 3."""
-    optimizer = changes.pop("optimizer", OptimizerSettings(warmup=0.2))
-    values = {"images": 27, "images_per_forward": 2, "images_per_step": 4, "evaluations": 2} | changes
-    return LoopSettings(optimizer=optimizer, **values)
+from batchless.train import OptimizerSettings, evaluate, loop, train
 
 
 @pytest.fixture
 def new_run(tmp_path):
     """Make another run folder."""
-    numbers = iter(range(1000))
-    return lambda: RunFolder.create(tmp_path / str(next(numbers)), config={}, seed=0)
+    made: list[RunFolder] = []
+
+    def make() -> RunFolder:
+        made.append(RunFolder.create(tmp_path / str(len(made)), config={}, seed=0))
+        return made[-1]
+
+    yield make
+    for run in made:
+        run.release()
 
 
 @pytest.fixture
@@ -196,8 +155,8 @@ def test_evaluation_changes_nothing_and_restores_the_modes():
 
 def test_evaluation_restores_the_modes_after_an_error():
     class Failing(TinyData):
-        def test(self):
-            yield next(super().test())
+        def test(self, part):
+            yield next(super().test(part))
             raise ValueError("an unreadable image")
 
     model = tiny_model()
@@ -228,7 +187,7 @@ def test_evaluation_uses_the_evaluation_mode_and_every_image_once():
     with torch.no_grad():
         scores = copy.deepcopy(model).eval()(data.images[IMAGES_PER_EPOCH:])
     labels = data.labels[IMAGES_PER_EPOCH:]
-    figures = evaluate(model, Classify(), data)
+    figures = evaluate(model, Classify(), data).compute()
     assert figures["accuracy"] == pytest.approx((scores.argmax(1) == labels).double().mean().item())
     assert figures["loss"] == pytest.approx(F.cross_entropy(scores, labels).item(), rel=1e-6)
 
@@ -266,7 +225,7 @@ def test_progress_is_shown_with_the_latest_figures(new_run):
     summary = train(tiny_model(), Classify(), TinyData(), settings(), new_run(), on_progress)
     assert [images for images, _ in shown] == sorted(images for images, _ in shown)
     assert shown[0][0] == 4
-    assert shown[0][1].keys() == {"loss"}
+    assert shown[0][1].keys() == {"loss", "images/s"}
     assert shown[-1][0] == 27
     assert shown[-1][1]["test_accuracy"] == summary["test_accuracy"]
 
@@ -281,6 +240,7 @@ class TurnsInvalid(Classify):
     """From a number of training images on, the loss is NaN, or finite with a gradient that is not."""
 
     def __init__(self, after: int, value: str) -> None:
+        super().__init__()
         self.left, self.value = after, value
 
     def loss(self, model, batch):
@@ -306,7 +266,7 @@ def test_an_invalid_loss_stops_the_run_and_leaves_the_earlier_checkpoint(value, 
     restored = tiny_model(seed=1)
     load_model_state(restored, checkpoint["model"], source="last.pt")
     assert all(value.isfinite().all() for value in restored.state_dict().values())
-    figures = evaluate(restored, Classify(), TinyData())
+    figures = evaluate(restored, Classify(), TinyData()).compute()
     (test,) = [record for record in records(run) if record["kind"] == "test"]
     assert figures == {name: test[name] for name in ("accuracy", "loss")}
     assert read_run(run.path).summary is None
@@ -335,10 +295,10 @@ def test_the_checkpoint_loads_into_a_new_model_with_the_same_accuracy(new_run):
     checkpoint = load_checkpoint(run.path / "checkpoints" / "last.pt")
     model = tiny_model("bcn-micro+ws", seed=1)
     load_model_state(model, checkpoint["model"], source="last.pt")
-    figures = evaluate(model, Classify(), TinyData())
+    figures = evaluate(model, Classify(), TinyData()).compute()
     assert figures == {name: summary[f"test_{name}"] for name in ("accuracy", "loss")}
     optimizer = OptimizerSettings().build(model)
-    optimizer.load_state_dict(checkpoint["optimizer"])
+    optimizer.load_state_dict(checkpoint["training"]["optimizer"])
     assert len(optimizer.state) == sum(1 for _ in model.parameters())
 
 

@@ -14,30 +14,34 @@ schedules = st.builds(
     OptimizerSettings,
     learning_rate=st.floats(1e-4, 10),
     warmup=st.floats(0, 0.9),
-    schedule=st.sampled_from(["cosine", "constant"]),
+    schedule=st.sampled_from(["cosine", "constant", "poly"]),
 )
+
+
+def rate_at(settings: OptimizerSettings, progress: float) -> float:
+    return settings.learning_rate_at(progress, images_per_step=64)
 
 
 @given(settings=schedules, progress=st.floats(0, 1))
 def test_the_learning_rate_stays_between_zero_and_the_top(settings, progress):
-    assert 0 <= settings.learning_rate_at(progress) <= settings.learning_rate * (1 + 1e-6)
+    assert 0 <= rate_at(settings, progress) <= settings.learning_rate * (1 + 1e-6)
 
 
 @given(settings=schedules)
 def test_the_schedule_begins_and_ends_as_it_says(settings):
     top = settings.learning_rate
-    assert settings.learning_rate_at(settings.warmup) == pytest.approx(top)
-    assert settings.learning_rate_at(1.0) == pytest.approx(0 if settings.schedule == "cosine" else top, abs=1e-6 * top)
+    assert rate_at(settings, settings.warmup) == pytest.approx(top)
+    assert rate_at(settings, 1.0) == pytest.approx(top if settings.schedule == "constant" else 0, abs=1e-6 * top)
     if settings.warmup > 1e-3:
-        assert settings.learning_rate_at(0.0) == 0
-        assert settings.learning_rate_at(settings.warmup / 2) == pytest.approx(top / 2)
-        assert settings.learning_rate_at(settings.warmup * (1 - 1e-9)) == pytest.approx(top, rel=1e-6)
+        assert rate_at(settings, 0.0) == 0
+        assert rate_at(settings, settings.warmup / 2) == pytest.approx(top / 2)
+        assert rate_at(settings, settings.warmup * (1 - 1e-9)) == pytest.approx(top, rel=1e-6)
 
 
 @given(settings=schedules, first=st.floats(0, 1), second=st.floats(0, 1))
 def test_it_rises_until_the_end_of_the_warmup_and_never_after(settings, first, second):
     first, second = sorted((first, second))
-    rates = settings.learning_rate_at(first), settings.learning_rate_at(second)
+    rates = rate_at(settings, first), rate_at(settings, second)
     if second < settings.warmup:
         assert rates[0] <= rates[1]
     if first >= settings.warmup:
@@ -46,8 +50,31 @@ def test_it_rises_until_the_end_of_the_warmup_and_never_after(settings, first, s
 
 def test_the_cosine_is_half_way_down_in_its_middle():
     settings = OptimizerSettings(learning_rate=0.4, warmup=0.2)
-    assert settings.learning_rate_at(0.6) == pytest.approx(0.2)
-    assert settings.learning_rate_at(0.8) == pytest.approx(0.2 * (1 + math.cos(0.75 * math.pi)))
+    assert rate_at(settings, 0.6) == pytest.approx(0.2)
+    assert rate_at(settings, 0.8) == pytest.approx(0.2 * (1 + math.cos(0.75 * math.pi)))
+
+
+def test_steps_fall_at_their_milestones():
+    settings = OptimizerSettings(learning_rate=0.4, warmup=0.0, schedule="step", milestones=(0.25, 0.5), decay=0.5)
+    rates = [rate_at(settings, progress) for progress in (0.0, 0.249, 0.25, 0.499, 0.5, 1.0)]
+    assert rates == pytest.approx([0.4, 0.4, 0.2, 0.2, 0.1, 0.1])
+
+
+def test_poly_is_a_power_of_what_is_left():
+    settings = OptimizerSettings(learning_rate=0.4, warmup=0.2, schedule="poly", power=2.0)
+    assert rate_at(settings, 0.6) == pytest.approx(0.4 * 0.5**2)
+
+
+def test_the_rate_follows_the_size_of_the_step_where_a_reference_is_given():
+    settings = OptimizerSettings(learning_rate=0.1, reference_images_per_step=256, warmup=0.0)
+    assert settings.learning_rate_at(0.0, images_per_step=64) == pytest.approx(0.025)
+    assert settings.learning_rate_at(0.0, images_per_step=1024) == pytest.approx(0.4)
+
+
+def test_biases_and_gains_decay_where_it_is_said():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    optimizer = OptimizerSettings(weight_decay=0.125, decay_one_dimensional=True).build(model)
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.125}
 
 
 @pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])

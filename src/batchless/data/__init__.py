@@ -7,6 +7,7 @@ from batchless.data.dataset import first_images as first_images
 from batchless.data.dataset import open_images as open_images
 from batchless.data.loading import batches as batches
 from batchless.data.loading import epoch_order as epoch_order
+from batchless.data.mixing import Mix as Mix
 from batchless.data.statistics import IMAGENET_STATISTICS as IMAGENET_STATISTICS
 from batchless.data.statistics import ChannelStatistics as ChannelStatistics
 from batchless.data.statistics import channel_statistics as channel_statistics

@@ -1,5 +1,6 @@
 """Image folder trees: `<split>/<class>/*.jpg` and the like, decoded when an image is asked for."""
 
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,13 +8,24 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 TEST_NAMES = ("test", "val", "valid")
 # What the accepted extensions stand for, and what is often found behind them. Other formats of PIL start other programs.
 _FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image of each EXIF orientation upright."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,34 +52,40 @@ class FolderImages:
 
 
 def held_out_folder(root: Path) -> Path | None:
-    """The folder with the test images: the first of `test/`, `val/`, `valid/` that is there."""
-    return next((root / name for name in TEST_NAMES if (root / name).is_dir()), None)
+    """The folder with the test images: the first of `test/`, `val/`, `valid/` that holds folders, else the first there is.
+
+    ImageNet's `test/` often lies there too, flat and without labels.
+    """
+    present = [root / name for name in TEST_NAMES if (root / name).is_dir()]
+    return next((folder for folder in present if _subfolders(folder)), present[0] if present else None)
 
 
 def open_folders(root: Path, split: Literal["train", "test"]) -> FolderImages:
     """The images of `root/train/<class>/` or of `root/test/<class>/` (else `val/`, `valid/`), classes sorted by name.
 
-    Files with the usual image extensions are taken, in subfolders too; names that begin with a dot are ignored.
-    ValueError naming the folder if there are no classes, if the splits have different ones, or if one has no image.
+    Files with the usual image extensions are taken, in subfolders too; names that begin with a dot are ignored. No image is
+    opened. ValueError naming the folder if there are no classes, if the splits have different ones, or if one has no image.
     """
     train, test = root / "train", held_out_folder(root)
     assert test is not None
     classes = _class_names(train)
     _check_same_classes(train, classes, test, _class_names(test))
     folder = train if split == "train" else test
-    found = make_dataset(
-        folder,
-        class_to_idx={name: label for label, name in enumerate(classes)},
-        is_valid_file=_is_image,
-        allow_empty=True,
-    )
-    empty = set(range(len(classes))) - {label for _, label in found}
-    if empty:
-        raise ValueError(
-            f"{folder / classes[min(empty)]}: no image in this class folder (looked for {' '.join(IMG_EXTENSIONS)});"
-            " add images, or remove the folder from both splits"
-        )
-    return FolderImages(files=tuple(found), classes=classes)
+    files: list[tuple[str, int]] = []
+    for label, name in enumerate(classes):
+        try:
+            found = _image_files(folder / name)
+        except OSError as error:  # no permission, or a link that leads back to its own folder
+            raise ValueError(
+                f"{error.filename}: cannot be listed ({error.strerror}); correct or remove this folder"
+            ) from error
+        if not found:
+            raise ValueError(
+                f"{folder / name}: no image in this class folder (looked for {' '.join(IMG_EXTENSIONS)});"
+                " add images, or remove the folder from both splits"
+            )
+        files.extend((path, label) for path in found)
+    return FolderImages(files=tuple(files), classes=classes)
 
 
 def read_image(path: str | Path) -> Tensor:
@@ -77,15 +95,30 @@ def read_image(path: str | Path) -> Tensor:
     """
     try:
         with warnings.catch_warnings():
+            # Of corrupt EXIF data, as in some of ImageNet: the pixels are fine.
+            warnings.simplefilter("ignore", UserWarning)
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=_FORMATS) as file:
-                pixels = np.array(_rgb(ImageOps.exif_transpose(file)))
+                pixels = np.array(_rgb(_upright(file)))
     except MemoryError:
         raise
     except Exception as error:  # PIL's decoders raise nearly anything on damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path}: cannot be read as an image ({reason}); replace or remove this file") from error
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation says.
+
+    `ImageOps.exif_transpose` also writes the EXIF data back, and fails where they are damaged and the pixels are fine.
+    """
+    image.load()
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # PIL's reader of EXIF raises nearly anything
+        orientation = None
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -98,16 +131,30 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _is_image(path: str) -> bool:
-    name = Path(path).name.lower()
-    return name.endswith(IMG_EXTENSIONS) and not name.startswith(".")
+def _image_files(folder: str | Path) -> list[str]:
+    """Paths of the images in a folder, sorted, then those in its subfolders; a million of them takes seconds."""
+    files, subfolders = [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                subfolders.append(entry.path)
+            elif entry.name.lower().endswith(IMG_EXTENSIONS):
+                files.append(entry.path)
+    return sorted(files) + [path for subfolder in sorted(subfolders) for path in _image_files(subfolder)]
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    names = _subfolders(folder)
     if not names:
         raise ValueError(f"{folder}: no class folders in it; put the images of each class into {folder}/<class>/")
-    return tuple(names)
+    return names
+
+
+def _subfolders(folder: Path) -> tuple[str, ...]:
+    with os.scandir(folder) as entries:
+        return tuple(sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()))
 
 
 def _check_same_classes(train: Path, classes: tuple[str, ...], test: Path, others: tuple[str, ...]) -> None:

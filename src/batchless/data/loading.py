@@ -1,19 +1,22 @@
-"""From a dataset and an order of indices to the batches of a training or evaluation loop.
+"""From a dataset and a plan of micro-batches to the tensors of a training or evaluation loop.
 
 Every random number of a sample is a function of (seed, epoch, index in the dataset). So the samples do not depend on the
 number of workers, the batch size or the position in the epoch, resuming skips indices instead of work, and the global
 random state of torch, numpy and Python is neither read nor changed.
 """
 
+import signal
 from collections.abc import Iterator, Sequence
 from random import Random
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from batchless.data.augment import Augment, augmented, centred
+from batchless.data.augment import Augment, augmented, centred, erased_part
 from batchless.data.dataset import ImageDataset
+from batchless.data.mixing import Mix, mixed
 from batchless.data.statistics import ChannelStatistics, normalized
 
 
@@ -30,37 +33,64 @@ def epoch_order(length: int, *, seed: int, epoch: int) -> list[int]:
 
 def batches(
     dataset: ImageDataset,
-    indices: Sequence[int],
+    micro_batches: Sequence[Sequence[int]],
     *,
-    images_per_forward: int,
     seed: int,
     epoch: int,
     image_size: int,
     augment: Augment | None,
     mean_std: ChannelStatistics,
     workers: int = 0,
+    mix: Mix | None = None,
+    resize_to: int | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of the images at `indices`, in that order: float32 `[n, 3, S, S]` and labels int64 `[n]`.
+    """A batch for each of `micro_batches`, in that order: float32 `[n, 3, S, S]` and labels int64 `[n]`.
 
-    `n` is `images_per_forward`, and what is left in the last batch; nothing is dropped. `S` is `image_size`. `augment=None`
-    is for evaluation: the shorter side is resized to S and the central square taken, unless the image is S x S already.
-    With `workers` above 0, that many processes prepare the batches; the values are the same.
+    Args:
+        dataset: where the images come from.
+        micro_batches: for each batch the indices of its images, one or more.
+        seed: of the samples, with `epoch`.
+        epoch: of the samples, with `seed`.
+        image_size: S.
+        augment: what happens at random to each image. None is for evaluation: the shorter side is resized to S and the
+            central square taken, unless the image is S x S already.
+        mean_std: by which images are normalized.
+        workers: processes that prepare batches; the values are the same. They end with the iterator.
+        mix: blend each image with another one of the dataset. The labels are then probabilities, float32 `[n, classes]`.
+        resize_to: for evaluation, the length of the shorter side before the central square is taken; None: S.
 
-    ValueError if an argument is out of range, and, when its turn comes, naming the image if it cannot be read or if its
-    label is not one of the classes.
+    Raises:
+        ValueError: an argument out of range, at once; naming the image when its turn comes, if it cannot be read or if its
+            label is not one of the classes; a worker was killed.
     """
-    for name, value, least in (
-        ("images_per_forward", images_per_forward, 1),
-        ("image_size", image_size, 1),
-        ("workers", workers, 0),
-    ):
+    for name, value, least in (("image_size", image_size, 1), ("workers", workers, 0)):
         if value < least:
             raise ValueError(f"{name}={value}: give {least} or more")
-    if indices and (min(indices) < 0 or max(indices) >= len(dataset)):
-        raise ValueError(f"indices from {min(indices)} to {max(indices)} in a dataset of {len(dataset)}: out of range")
-    loader = _Batches(dataset, seed=seed, epoch=epoch, image_size=image_size, augment=augment, mean_std=mean_std)
-    parts = [indices[start : start + images_per_forward] for start in range(0, len(indices), images_per_forward)]
-    return _in_workers(loader, parts, workers) if workers else (loader.batch(part) for part in parts)
+    if resize_to is not None and resize_to < image_size:
+        raise ValueError(
+            f"resize_to={resize_to}: the square cut out of it has image_size={image_size}; give that or more"
+        )
+    if mix is not None and len(dataset) < 2:
+        raise ValueError("mix: there is no other image to blend with in a dataset of 1; train without mixup and cutmix")
+    for number, indices in enumerate(micro_batches):
+        if not indices:
+            raise ValueError(f"micro-batch {number} of {len(micro_batches)} is empty: give each one or more indices")
+        if min(indices) < 0 or max(indices) >= len(dataset):
+            raise ValueError(
+                f"micro-batch {number} has indices from {min(indices)} to {max(indices)} in a dataset of {len(dataset)}:"
+                " out of range"
+            )
+    loader = _Batches(
+        dataset,
+        seed=seed,
+        epoch=epoch,
+        image_size=image_size,
+        augment=augment,
+        mean_std=mean_std,
+        mix=mix,
+        resize_to=resize_to,
+    )
+    return _in_workers(loader, micro_batches, workers) if workers else map(loader.batch, micro_batches)
 
 
 class _Batches(Dataset["tuple[Tensor, Tensor] | str"]):
@@ -75,13 +105,27 @@ class _Batches(Dataset["tuple[Tensor, Tensor] | str"]):
         image_size: int,
         augment: Augment | None,
         mean_std: ChannelStatistics,
+        mix: Mix | None,
+        resize_to: int | None,
     ) -> None:
         self.dataset, self.seed, self.epoch = dataset, seed, epoch
         self.image_size, self.augment, self.mean_std = image_size, augment, mean_std
+        self.mix, self.resize_to = mix, resize_to
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        images = normalized(torch.stack([self._image(index) for index in indices]), self.mean_std)
-        return images, torch.tensor([self._label(index) for index in indices])
+        images, labels = self._images(indices), torch.tensor([self._label(index) for index in indices])
+        if self.mix is None:
+            return images, labels
+        targets = F.one_hot(labels, len(self.dataset.classes)).float()
+        for position, index in enumerate(indices):
+            rng = self._rng("mix", index)
+            partner = (index + 1 + rng.randrange(len(self.dataset) - 1)) % len(self.dataset)
+            if blend := self.mix.draw(self.image_size, rng=rng):
+                # The partner as it looks when its own turn comes in this epoch.
+                images[position] = mixed(images[position], self._images([partner])[0], blend)
+                targets[position] *= blend.share
+                targets[position, self._label(partner)] += 1 - blend.share
+        return images, targets
 
     def __getitem__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor] | str:
         try:
@@ -90,7 +134,16 @@ class _Batches(Dataset["tuple[Tensor, Tensor] | str"]):
             # DataLoader would wrap an exception in the worker's traceback: the message travels as a value instead.
             return str(error)
 
-    def _image(self, index: int) -> Tensor:
+    def _images(self, indices: Sequence[int]) -> Tensor:
+        images = normalized(torch.stack([self._square(index) for index in indices]), self.mean_std)
+        if self.augment is not None and self.augment.erasing:
+            for image, index in zip(images, indices, strict=True):
+                if part := erased_part(self.image_size, augment=self.augment, rng=self._rng("erase", index)):
+                    top, left, height, width = part
+                    image[:, top : top + height, left : left + width] = 0  # the mean colour
+        return images
+
+    def _square(self, index: int) -> Tensor:
         image = self.dataset.image(index)
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
             raise ValueError(
@@ -98,10 +151,14 @@ class _Batches(Dataset["tuple[Tensor, Tensor] | str"]):
                 " it must give torch.uint8 [3, height, width]"
             )
         if self.augment is None:
-            return centred(image, self.image_size)
+            return centred(image, self.image_size, resize_to=self.resize_to)
         # Python's generator: torch's keeps 32 bits of its seed only, and forking its global state takes 140 us a sample.
         rng = Random(f"{self.seed}/{self.epoch}/{index}")
         return augmented(image, self.image_size, augment=self.augment, rng=rng)
+
+    def _rng(self, purpose: str, index: int) -> Random:
+        """Random numbers of a sample that leave those of its augmentation as they are."""
+        return Random(f"{purpose}/{self.seed}/{self.epoch}/{index}")
 
     def _label(self, index: int) -> int:
         label, classes = self.dataset.label(index), len(self.dataset.classes)
@@ -113,20 +170,47 @@ class _Batches(Dataset["tuple[Tensor, Tensor] | str"]):
         return label
 
 
-def _in_workers(loader: _Batches, parts: list[Sequence[int]], workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _in_workers(
+    loader: _Batches, micro_batches: Sequence[Sequence[int]], workers: int
+) -> Iterator[tuple[Tensor, Tensor]]:
     # With a generator of its own, DataLoader leaves the global random state alone; nothing here draws from its seeds.
     items = DataLoader(
         loader,
         batch_size=None,
-        sampler=parts,
+        sampler=micro_batches,
         num_workers=workers,
         collate_fn=_unchanged,
         generator=torch.Generator(),
+        worker_init_fn=_ignore_interrupts,
     )
-    for item in items:
-        if isinstance(item, str):
-            raise ValueError(item)
-        yield item
+    # No name for its iterator, which ends the workers when nothing refers to it: when this generator ends or is dropped.
+    try:
+        for item in items:
+            if isinstance(item, str):
+                raise ValueError(item)
+            yield item
+    except (RuntimeError, OSError, EOFError) as error:
+        if not _is_of_a_dead_worker(error):
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"a process that prepares batches ended ({reason}): use fewer workers, or workers=0"
+        ) from error
+
+
+def _is_of_a_dead_worker(error: Exception) -> bool:
+    """Whether it says that a worker was killed, or that the tensors it had announced cannot be fetched any more.
+
+    An exception that the dataset raises in a worker has the same type here, and a text that begins with "Caught".
+    """
+    if isinstance(error, RuntimeError):
+        return "DataLoader worker (pid" in str(error)
+    return isinstance(error, ConnectionError | EOFError | FileNotFoundError) and not str(error).startswith("Caught")
+
+
+def _ignore_interrupts(worker: int) -> None:
+    # Ctrl-C reaches all processes of a terminal: the parent decides, and may still need batches until the end of a step.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _unchanged(item: object) -> object:

@@ -1,4 +1,6 @@
 """Networks by name, built with plain BatchNorm."""
 
+from batchless.models.build import build_any as build_any
 from batchless.models.build import build_model as build_model
 from batchless.models.cifar_resnet import CifarResNet as CifarResNet
+from batchless.models.example import example_inputs as example_inputs

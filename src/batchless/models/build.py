@@ -1,16 +1,26 @@
 """Models by name, all built with plain BatchNorm; another normalizer is `batchless.convert`'s work."""
 
-import difflib
 import re
+from typing import Any
 
 from torch import nn
 
 from batchless.models.cifar_resnet import CifarResNet
+from batchless.models.names import (
+    TorchvisionTask,
+    all_names,
+    classifier_names,
+    did_you_mean,
+    smp_names,
+    timm_names,
+    torchvision_names,
+)
 
 _KINDS = (
     "timm:<name> (such as timm:resnet18), torchvision:<name> (such as torchvision:resnet50), "
     "cifar_resnet<depth> (such as cifar_resnet20)"
 )
+_SMP_KIND = "smp:<Architecture>-<encoder> (such as smp:DeepLabV3-resnet18)"
 _WITH_AUXILIARY_OUTPUTS = ("googlenet", "inception_v3")
 """Of torchvision: in training they return a tuple unless told otherwise, and warn unless their initialization is chosen."""
 
@@ -31,36 +41,85 @@ def build_model(name: str, *, num_classes: int) -> nn.Module:
     if match := re.fullmatch(r"cifar_resnet(\d+)", name):
         return CifarResNet(int(match[1]), num_classes)
     library, _, rest = name.partition(":")
-    if library == "timm" and rest in _timm_names(tags="." in rest):
-        import timm
-
-        model: nn.Module = timm.create_model(rest, pretrained=False, num_classes=num_classes)
-        return model
-    if library == "torchvision" and rest in _torchvision_names():
-        import torchvision
-
+    if library == "timm" and rest in timm_names(tags="." in rest):
+        return _timm(rest, num_classes=num_classes)
+    if library == "torchvision" and torchvision_names().get(rest) == "classification":
         options = {"aux_logits": False, "init_weights": True} if rest in _WITH_AUXILIARY_OUTPUTS else {}
-        built: nn.Module = torchvision.models.get_model(rest, weights=None, num_classes=num_classes, **options)
-        return built
-    raise ValueError(f"unknown model {name!r}{_nearest(name)}: expected {_KINDS}")
+        return _torchvision(rest, num_classes=num_classes, **options)
+    nearest = did_you_mean(name, classifier_names(tags="." in name))
+    raise ValueError(f"unknown model {name!r}{nearest}: expected {_KINDS}")
 
 
-def _timm_names(*, tags: bool) -> list[str]:
-    """The architectures, or with `tags` the names of their pretrained weights, such as resnet18.a1_in1k."""
+def build_any(name: str) -> nn.Module:
+    """Any network by name, as its library builds it, with random weights and without downloads: to look at or to convert.
+
+    Args:
+        name: `timm:<name>`; `torchvision:<name>` (classification, segmentation, detection, video);
+            `smp:<Architecture>-<encoder>`; or `cifar_resnet<depth>`. `example_inputs` makes what its forward takes.
+
+    Raises:
+        ValueError: unknown name, with the nearest ones; a library that is not installed, or that does not combine the two.
+
+    >>> type(build_any("torchvision:lraspp_mobilenet_v3_large")).__name__
+    'LRASPP'
+    """
+    if re.fullmatch(r"cifar_resnet\d+", name):
+        return build_model(name, num_classes=10)
+    library, _, rest = name.partition(":")
+    if library == "timm" and rest in timm_names(tags="." in rest):
+        return _timm(rest)
+    if library == "torchvision" and (task := torchvision_names().get(rest)) is not None:
+        return _torchvision(rest, **_random_weights(rest, task))
+    if name.startswith("smp:"):
+        return _smp(rest)
+    nearest = did_you_mean(name, all_names(tags="." in name))
+    raise ValueError(f"unknown model {name!r}{nearest}: expected {_KINDS} or {_SMP_KIND}")
+
+
+def _timm(name: str, **options: Any) -> nn.Module:
     import timm
 
-    return list(timm.list_pretrained() if tags else timm.list_models())
+    model: nn.Module = timm.create_model(name, pretrained=False, **options)
+    return model
 
 
-def _torchvision_names() -> list[str]:
-    import torchvision
+def _torchvision(name: str, **options: Any) -> nn.Module:
+    from torchvision.models import get_model
 
-    return list(torchvision.models.list_models(module=torchvision.models))
+    model: nn.Module = get_model(name, weights=None, **options)
+    return model
 
 
-def _nearest(name: str) -> str:
-    known = [f"cifar_resnet{depth}" for depth in (8, 14, 20, 32, 56, 110)]
-    known += [f"timm:{other}" for other in _timm_names(tags="." in name)]
-    known += [f"torchvision:{other}" for other in _torchvision_names()]
-    near = difflib.get_close_matches(name, known, n=3)
-    return f" (did you mean {' or '.join(near)}?)" if near else ""
+def _random_weights(name: str, task: TorchvisionTask) -> dict[str, Any]:
+    """What keeps torchvision from loading a backbone, and from drawing truncated normals for tens of seconds."""
+    if task in ("segmentation", "detection"):
+        return {"weights_backbone": None}
+    return {"init_weights": False} if name in _WITH_AUXILIARY_OUTPUTS else {}
+
+
+def _smp(name: str) -> nn.Module:
+    architectures, encoders = smp_names()
+    architecture, _, encoder = name.partition("-")
+    if architecture not in architectures:
+        nearest = did_you_mean(architecture, architectures)
+        raise ValueError(
+            f"unknown architecture {architecture!r} in 'smp:{name}'{nearest}: expected {_SMP_KIND} with one of "
+            f"{', '.join(architectures)}"
+        )
+    known = encoders
+    if encoder.startswith("tu-"):
+        known = [f"tu-{other}" for other in timm_names(tags="." in encoder)]
+    if encoder not in known and not encoder.startswith("timm-"):  # the library's former names: it knows them itself
+        nearest = did_you_mean(encoder, known)
+        raise ValueError(
+            f"unknown encoder {encoder!r} in 'smp:{name}'{nearest}: expected {_SMP_KIND}, or tu-<name> of timm's"
+        )
+    import segmentation_models_pytorch as smp
+
+    try:
+        model: nn.Module = getattr(smp, architecture)(encoder_name=encoder, encoder_weights=None)
+    except (ValueError, TypeError, NotImplementedError, KeyError, RuntimeError) as error:
+        raise ValueError(
+            f"segmentation_models_pytorch cannot build 'smp:{name}' ({' '.join(str(error).split())}): choose another encoder"
+        ) from error
+    return model

@@ -34,6 +34,23 @@ def unlike(runs: Sequence[Run], *, ignore: Collection[str]) -> list[str]:
     ]
 
 
+def varied(runs: Sequence[Run], *, ignore: Collection[str] = ("out",)) -> list[tuple[str, str, str]]:
+    """Return each configuration key that is not the same everywhere, each of its values, and which runs have it."""
+    configs = [_without(flatten(run.config), {*COMPARED, *ignore}) for run in runs]
+    rows = []
+    for key in dict.fromkeys(key for config in configs for key in config):
+        who: dict[str, Counter[str]] = {}
+        for run, config in zip(runs, configs, strict=True):
+            cell = f"{run.config['normalizer']} at {run.config['images_per_forward']}"
+            who.setdefault(_say(config.get(key)), Counter())[cell] += 1
+        if len(who) > 1:
+            rows += [
+                (key, value, ", ".join(f"{cell} ({_runs(count)})" for cell, count in cells.items()))
+                for value, cells in who.items()
+            ]
+    return rows
+
+
 def flatten(config: Mapping[str, Any], *, prefix: str = "") -> dict[str, Any]:
     """Return nested mappings as one, with dotted keys."""
     flat: dict[str, Any] = {}

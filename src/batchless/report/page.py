@@ -1,19 +1,30 @@
-"""One HTML page from run folders: self-contained, no network, no scripts."""
+"""One HTML page from run folders: self-contained, no network; its scripts are its own and run by their hash only."""
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from batchless.report.chart import CROSS
-from batchless.report.figures import accuracy_chart, learning_charts, styles
-from batchless.report.table import Comparison, comparison
-from batchless.runs import Run, number
+from batchless.report import rows
+from batchless.report.charts import Figure, accuracy_chart, learning_charts
+from batchless.report.contents import Contents, gather
+from batchless.report.facts import environment, facts
+from batchless.report.pictures import KINDS
+from batchless.report.style import Style, styles
+from batchless.runs import Run
 from batchless.runs.atomic import reason, write_text
+
+HERE = Path(__file__).parent
 
 
 def write_page(
-    path: str | Path, runs: Sequence[Run], *, title: str, findings: Sequence[str], commands: Sequence[str]
+    path: str | Path,
+    runs: Sequence[Run],
+    *,
+    title: str,
+    findings: Sequence[str],
+    commands: Sequence[str],
+    control: str | None = None,
 ) -> None:
     """Write the comparison of `runs` as one HTML page, atomically.
 
@@ -22,13 +33,14 @@ def write_page(
         runs: at least one, see `comparison`.
         title: the heading.
         findings: sentences shown before the numbers, such as those of `claims`.
-        commands: the exact commands that made the runs.
+        commands: the exact commands that made the report.
+        control: what all are compared with, see `choose_control`.
 
     Raises:
         ValueError: the runs cannot be compared, or the file cannot be written.
     """
     path = Path(path)
-    text = render_page(runs, title=title, findings=findings, commands=commands)
+    text = render_page(runs, title=title, findings=findings, commands=commands, control=control)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -36,87 +48,63 @@ def write_page(
     write_text(path, text)
 
 
-def render_page(runs: Sequence[Run], *, title: str, findings: Sequence[str], commands: Sequence[str]) -> str:
+def render_page(
+    runs: Sequence[Run],
+    *,
+    title: str,
+    findings: Sequence[str],
+    commands: Sequence[str],
+    control: str | None = None,
+) -> str:
     """Return the page as text; see `write_page`."""
     import jinja2
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
 
+    contents = gather(runs, title=title, findings=findings, commands=commands, control=control)
+    looks = styles(contents.table.normalizers)
+    figures, panels = _figures(contents, looks)
+    scripts = [get_plotlyjs(), (HERE / "page.js").read_text("utf-8")] if figures else []
     templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    table = comparison(runs)
-    curves, learning = learning_charts(table, runs)
     return templates.get_template("page.html.j2").render(
-        title=title,
-        findings=findings,
-        commands=commands,
-        table=table,
-        styles=styles(table),
-        facts=_facts(table, runs),
-        accuracy=accuracy_chart(table),
-        bars=any(cell.sd is not None for cell in table.cells),
-        crosses=any(cell.mean is None for cell in table.cells),
-        curves=curves,
-        learning=learning,
-        speeds=any(cell.speed is not None for cell in table.cells),
-        cross=CROSS,
-        environment=_environment(runs),
-        rows=[_row(run) for run in runs],
+        contents=contents,
+        table=contents.table,
+        styles=looks,
+        rows=rows,
+        kinds=KINDS,
+        facts=facts(contents),
+        figures=figures,
+        panels=panels,
+        environment=environment(runs),
+        scripts=[Markup(script) for script in scripts],
+        hashes=[_hash(script) for script in scripts],
     )
 
 
-def _facts(table: Comparison, runs: Sequence[Run]) -> list[tuple[str, str]]:
-    budget = {run.summary.get("images") for run in runs if run.summary is not None and "failed" not in run.summary}
-    seen = number(next(iter(budget))) if len(budget) == 1 else None
-    facts = [
-        ("model", table.shared.get("model")),
-        ("images per optimizer step", table.shared.get("images_per_step")),
-        ("images seen by each run", None if seen is None else f"{seen:,.0f}"),
-        ("runs", len(runs)),
-        ("seeds", _join(run.config.get("seed") for run in runs)),
-    ]
-    return [(name, str(value)) for name, value in facts if value is not None]
+def _figures(contents: Contents, looks: Mapping[str, Style]) -> tuple[dict[str, Figure], dict[str, str]]:
+    """Return the charts by the id of their place on the page, and the captions of those with learning curves."""
+    accuracy = accuracy_chart(contents.table, looks)
+    figures = {} if accuracy is None else {"accuracy": accuracy}
+    panels = {}
+    if contents.learning is not None:
+        charts = learning_charts(contents.learning, contents.runs, contents.table.sizes, looks)
+        figures |= {f"learning-{size}": chart for size, chart in charts.items()}
+        panels = {f"learning-{size}": _per_forward(size) for size in charts}
+    return figures, panels
 
 
-def _environment(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """List every key once with all its values; what belongs to single runs is among the details."""
-    keys = dict.fromkeys(key for run in runs for key in run.environment)
-    shown = [key for key in keys if key not in ("command", "seed", "started", "git_commit", "git_dirty")]
-    rows = [(key.replace("_", " "), _join(run.environment.get(key) for run in runs)) for key in shown]
-    rows.append(("git commit", _join(_commit(run.environment) for run in runs)))
-    started = sorted(_minute(run.environment["started"]) for run in runs if "started" in run.environment)
-    if started:
-        rows.append(("started", started[0] if started[0] == started[-1] else f"{started[0]} to {started[-1]}"))
-    return [(key, value) for key, value in rows if value != "unknown"]
+def _hash(script: str) -> str:
+    """Return what the page's Content-Security-Policy calls a script by: any other script on it does not run."""
+    assert "</script" not in script.lower(), "this script would end its own element"
+    assert "\r" not in script, "a browser would read another script: it makes every line end a newline"
+    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
 
 
-def _commit(environment: Mapping[str, Any]) -> str | None:
-    commit = environment.get("git_commit")
-    return f"{commit}, with changes" if commit and environment.get("git_dirty") else commit
-
-
-def _minute(started: object) -> str:
-    text = str(started)
-    return f"{text[:10]} {text[11:16]} UTC" if re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d.*\+00:00", text) else text
-
-
-def _row(run: Run) -> tuple[str, ...]:
-    summary = run.summary if run.summary is not None else {"failed": "not finished"}
-    accuracy, images, seconds = (number(summary.get(key)) for key in ("test_accuracy", "images", "seconds"))
-    reached = "no accuracy" if accuracy is None else f"{100 * accuracy:.2f} %"
-    return (
-        str(run.path),
-        str(run.config["normalizer"]),
-        str(run.config["images_per_forward"]),
-        str(run.config.get("seed", "")),
-        str(summary.get("failed", reached)),
-        "" if images is None else f"{images:,.0f}",
-        "" if seconds is None else f"{seconds:,.1f}",
-    )
-
-
-def _join(values: Iterable[Any]) -> str:
-    return ", ".join(dict.fromkeys("unknown" if value is None else str(value) for value in values))
+def _per_forward(size: int) -> str:
+    return "1 image per forward" if size == 1 else f"{size:,} images per forward"

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from batchless.report.escape import markdown_text
 from batchless.report.likeness import shared_config, unlike
 from batchless.runs import Run, number
 
@@ -21,7 +22,9 @@ class Cell:
         normalizer: its name.
         images_per_forward: the micro-batch.
         accuracies: test accuracy of each run that has one, 0 to 1.
+        seeds: the seed of each of those runs; None if it is no whole number.
         speeds: images per second of those runs, as far as they say.
+        memories: peak memory in bytes of those runs, as far as they say.
         failures: for each run that could not be done, why.
         unfinished: how many runs have not ended.
     """
@@ -29,7 +32,9 @@ class Cell:
     normalizer: str
     images_per_forward: int
     accuracies: tuple[float, ...]
+    seeds: tuple[int | None, ...]
     speeds: tuple[float, ...]
+    memories: tuple[float, ...]
     failures: tuple[str, ...]
     unfinished: int
 
@@ -52,6 +57,11 @@ class Cell:
     def speed(self) -> float | None:
         """Mean images per second; None without one."""
         return statistics.fmean(self.speeds) if self.speeds else None
+
+    @property
+    def memory(self) -> float | None:
+        """Largest peak memory in bytes; None without one."""
+        return max(self.memories, default=None)
 
     def trouble(self) -> str:
         """Say what did not come to an accuracy: the reasons, and how many runs of how many; empty if all did."""
@@ -101,10 +111,11 @@ class Comparison:
         head = ["test accuracy, % / images per forward", *map(str, self.sizes)]
         lines = [head, ["---", *("---:" for _ in self.sizes)]]
         lines += [
-            [_markdown(name), *(_markdown(self._text(name, size)) for size in self.sizes)] for name in self.normalizers
+            [markdown_text(name), *(markdown_text(self._text(name, size)) for size in self.sizes)]
+            for name in self.normalizers
         ]
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        return "\n\n".join([table, *(_markdown(warning) for warning in self.warnings)]) + "\n"
+        return "\n\n".join([table, *(markdown_text(warning) for warning in self.warnings)]) + "\n"
 
     def rich(self, *, title: str = "") -> "Table":
         """Return the accuracies as a table for the terminal, the warnings below it."""
@@ -153,7 +164,8 @@ def comparison(runs: Sequence[Run], *, ignore: Collection[str] = ("out",)) -> Co
 
 
 def _cell(normalizer: str, images_per_forward: int, runs: Iterable[Run]) -> Cell:
-    accuracies, speeds, failures, unfinished = [], [], [], 0
+    accuracies, seeds, failures, unfinished = [], [], [], 0
+    figures: dict[str, list[float]] = {"images_per_second": [], "peak_memory_bytes": []}
     for run in runs:
         if run.summary is None:
             unfinished += 1
@@ -163,13 +175,16 @@ def _cell(normalizer: str, images_per_forward: int, runs: Iterable[Run]) -> Cell
             failures.append(f"its test accuracy is {run.summary['test_accuracy']}")
         else:
             accuracies.append(accuracy)
-            speed = number(run.summary.get("images_per_second"))
-            speeds += [] if speed is None else [speed]
+            seeds.append(_seed(run))
+            for key, values in figures.items():
+                values += [] if (value := number(run.summary.get(key))) is None else [value]
     return Cell(
         normalizer=normalizer,
         images_per_forward=images_per_forward,
         accuracies=tuple(accuracies),
-        speeds=tuple(speeds),
+        seeds=tuple(seeds),
+        speeds=tuple(figures["images_per_second"]),
+        memories=tuple(figures["peak_memory_bytes"]),
         failures=tuple(failures),
         unfinished=unfinished,
     )
@@ -201,7 +216,6 @@ def _images_per_forward(run: Run) -> int:
     return value
 
 
-def _markdown(text: str) -> str:
-    for character, written in (("\\", "\\\\"), ("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("`", "\\`"), ("*", "\\*")):
-        text = text.replace(character, written)
-    return " ".join(text.split())
+def _seed(run: Run) -> int | None:
+    seed = run.config.get("seed")
+    return seed if isinstance(seed, int) and not isinstance(seed, bool) else None

@@ -3,12 +3,15 @@
 config.yaml         the resolved configuration; giving it back reproduces the run
 environment.json    machine, versions, command line, start time, seed
 metrics.jsonl       one JSON object per line, appended while the run goes on
+tensorboard/        the same as TensorBoard events
 checkpoints/*.pt    written atomically
 summary.json        the final numbers, or {"failed": "reason"}; absent while the run has not ended
+.lock               held by the process that writes
 """
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,24 +22,34 @@ import yaml
 from batchless.runs.atomic import reason, write_text
 from batchless.runs.checkpoint import save_checkpoint
 from batchless.runs.environment import describe_environment
+from batchless.runs.events import EventWriter
+from batchless.runs.lock import FolderLock
 
-CONFIG, ENVIRONMENT, METRICS, SUMMARY, CHECKPOINTS = (
+CONFIG, ENVIRONMENT, METRICS, SUMMARY, CHECKPOINTS, EVENTS = (
     "config.yaml",
     "environment.json",
     "metrics.jsonl",
     "summary.json",
     "checkpoints",
+    "tensorboard",
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
-    """A run folder being written; make one with `RunFolder.create`, read one with `read_run`."""
+    """A run folder being written; make one with `RunFolder.create` or `resume`, read one with `read_run`.
+
+    As a context manager it is released at the end: until then no other process can write it.
+    """
 
     path: Path
+    lock: FolderLock
+    events: EventWriter | None
 
     @classmethod
-    def create(cls, path: str | Path, *, config: Mapping[str, object], seed: int) -> "RunFolder":
+    def create(
+        cls, path: str | Path, *, config: Mapping[str, object], seed: int, tensorboard: bool = False
+    ) -> "RunFolder":
         """Make the folder and write its configuration and environment.
 
         Args:
@@ -44,24 +57,78 @@ class RunFolder:
             config: the resolved configuration: strings, numbers, booleans, None, paths, and mappings and sequences
                 of these.
             seed: the seed the run starts from, kept in `environment.json`.
+            tensorboard: whether what is logged is written as TensorBoard events too.
 
         Raises:
-            ValueError: the folder holds a run, cannot be made, or `config` holds something YAML cannot give back.
+            ValueError: the folder holds a run, is in use, cannot be made, or `config` holds something YAML cannot give back.
         """
         path = Path(path)
         text = yaml.safe_dump(_plain(config, where="config"), sort_keys=False, allow_unicode=False)
         try:
-            held = [name for name in (CONFIG, ENVIRONMENT, METRICS, SUMMARY, CHECKPOINTS) if (path / name).exists()]
+            held = [name for name in (CONFIG, METRICS, SUMMARY, CHECKPOINTS) if (path / name).exists()]
             if held:
                 raise ValueError(
-                    f"{path} already holds a run ({held[0]}); choose another folder, such as {_free(path)}"
+                    f"{path} already holds a run ({held[0]}); go on with it by --resume {path}, or choose another folder, "
+                    f"such as {_free(path)}"
                 )
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"cannot make the run folder {path}: {reason(error)}; choose another folder") from error
-        write_text(path / ENVIRONMENT, strict_json(describe_environment(seed=seed), indent=2))
-        write_text(path / CONFIG, text)
-        return cls(path=path)
+        lock = FolderLock(path)
+        try:
+            write_text(path / ENVIRONMENT, strict_json(describe_environment(seed=seed), indent=2))
+            write_text(path / CONFIG, text)
+        except BaseException:
+            lock.release()
+            raise
+        return cls(path=path, lock=lock, events=EventWriter(path / EVENTS) if tensorboard else None)
+
+    @classmethod
+    def resume(cls, path: str | Path, *, images: int, tensorboard: bool = False) -> "RunFolder":
+        """Go on with the run in the folder, from `images` images on; the mark that it failed is taken away.
+
+        Raises:
+            ValueError: no run there, one that has ended well, or a folder in use.
+        """
+        path = Path(path)
+        if not (path / CONFIG).is_file():
+            raise ValueError(f"{path} holds no run (no {CONFIG}): give the folder of the run to go on with")
+        lock = FolderLock(path)
+        try:
+            (path / SUMMARY).unlink(missing_ok=True)
+        except OSError as error:
+            lock.release()
+            raise ValueError(f"cannot write in {path}: {reason(error)}") from error
+        return cls(path=path, lock=lock, events=EventWriter(path / EVENTS, resumed_at=images) if tensorboard else None)
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Close the events, and let other processes write the folder."""
+        if self.events is not None:
+            self.events.close()
+        self.lock.release()
+
+    def metrics_bytes(self) -> int:
+        """The length of `metrics.jsonl` so far."""
+        file = self.path / METRICS
+        return file.stat().st_size if file.exists() else 0
+
+    def forget_metrics_after(self, length: int) -> None:
+        """Cut `metrics.jsonl` to its first `length` bytes: what came later will be logged again.
+
+        ValueError if it is shorter, so that the checkpoint belongs to another run.
+        """
+        if self.metrics_bytes() < length:
+            raise ValueError(
+                f"{self.path / METRICS} is shorter than when the checkpoint was written: it is of another run, or damaged"
+            )
+        if self.metrics_bytes() > length:
+            os.truncate(self.path / METRICS, length)
 
     def log(self, record: Mapping[str, float | int | str]) -> None:
         """Append `record` to `metrics.jsonl` and flush it; nan and infinities become "nan", "inf", "-inf".
@@ -86,6 +153,8 @@ class RunFolder:
                     raise
         except OSError as error:
             raise ValueError(f"cannot append to {file}: {reason(error)}; the lines before are intact") from error
+        if self.events is not None:
+            self.events.add(record)
 
     def save_checkpoint(self, name: str, state: Mapping[str, Any]) -> Path:
         """Write `checkpoints/<name>.pt` atomically and return its path; see `batchless.runs.load_checkpoint`.

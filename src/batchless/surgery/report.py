@@ -1,8 +1,8 @@
 """What a conversion did, layer by layer."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 Action = Literal["replaced", "kept", "skipped"]
 
@@ -48,6 +48,15 @@ class ConversionReport:
     def skipped(self) -> tuple[Entry, ...]:
         """Layers that the normalizer was meant for but could not replace."""
         return self._with("skipped")
+
+    def records(self) -> dict[str, Any]:
+        """Return the report as values that JSON can hold: normalizer, found_by, notes, entries."""
+        return {
+            "normalizer": self.normalizer,
+            "found_by": self.found_by,
+            "notes": list(self.notes),
+            "entries": [asdict(entry) for entry in self.entries],
+        }
 
     def _with(self, action: Action) -> tuple[Entry, ...]:
         return tuple(entry for entry in self.entries if entry.action == action)

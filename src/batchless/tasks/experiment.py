@@ -1,165 +1,207 @@
-"""From a resolved configuration to a trained model in a run folder."""
+"""From a resolved configuration to a trained model in a run folder, and on from where a run was interrupted."""
 
-import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from batchless.data import Augment, ImageDataset, channel_statistics, first_images, open_images
+from batchless.data import ImageDataset, channel_statistics, first_images, open_images
 from batchless.models import build_model
-from batchless.nn import parse_normalizer
-from batchless.runs import RunFolder, load_checkpoint, load_model_state
-from batchless.surgery import ConversionReport, convert
+from batchless.models.weights import load_weights
+from batchless.runs import RunFolder, load_checkpoint, read_run
+from batchless.runs.atomic import write_text
+from batchless.runs.folder import strict_json
+from batchless.surgery import ConversionReport
 from batchless.tasks.classify import Classify, ImageData
+from batchless.tasks.config import TrainConfig
+from batchless.tasks.trained import build_converted
+from batchless.train import Processes, TrainingStoppedError, processes_of_torchrun
+from batchless.train.interrupt import ShouldStop, never_stop
 from batchless.train.loop import OnProgress, ignore_progress, train
-from batchless.train.settings import LoopSettings, OptimizerSettings
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataSettings:
-    """Which images.
-
-    Attributes:
-        root: folder of a dataset in any known layout; None: the embedded handwriting.
-        image_size: the square that the network sees, in pixels.
-        crop_padding: random crops after padding by so many pixels.
-        random_resized_crop: random parts resized (ImageNet's way) instead.
-        flip: mirror images at random; not for digits.
-        train_images: use only so many training images, chosen by the seed; None: all.
-        test_images: use only so many test images, always the same; None: all.
-        workers: processes that prepare batches; 0: the training process itself.
-    """
-
-    root: str | None = None
-    image_size: int = 32
-    crop_padding: int = 2
-    random_resized_crop: bool = False
-    flip: bool = False
-    train_images: int | None = None
-    test_images: int | None = None
-    workers: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least in (
-            ("image_size", 1),
-            ("crop_padding", 0),
-            ("train_images", 1),
-            ("test_images", 1),
-            ("workers", 0),
-        ):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"data.{name} must be {least} or more, got {value}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """Everything that makes a training run what it is; `config.yaml` in its folder.
-
-    Attributes:
-        model: `timm:<name>`, `torchvision:<name>` or `cifar_resnet<depth>`.
-        normalizer: such as bn, gn+ws, bcn-micro+ws.
-        images: training images seen in all.
-        images_per_forward: the micro-batch.
-        images_per_step: what one optimizer step sees.
-        evaluations: how often the test images are evaluated.
-        seed: of weights, order and augmentation.
-        out: the run folder; None: runs/<model>-<normalizer>-<images_per_forward>-seed<seed>.
-        weights: checkpoint of the unconverted network to start from; None: random weights.
-        device: cpu or cuda.
-        threads: of torch on the CPU; None: torch's default.
-        data: which images.
-        optimizer: the optimizer and its schedule.
-    """
-
-    model: str = "cifar_resnet8"
-    normalizer: str = "bcn-micro+ws"
-    images: int = 6000
-    images_per_forward: int = 1
-    images_per_step: int = 32
-    evaluations: int = 4
-    seed: int = 0
-    out: str | None = None
-    weights: str | None = None
-    device: str = "cpu"
-    threads: int | None = None
-    data: DataSettings = field(default_factory=DataSettings)
-    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
-
-    def __post_init__(self) -> None:
-        parse_normalizer(self.normalizer)
-        self.loop_settings()
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"threads must be 1 or more, or null for torch's default; got {self.threads}")
-        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
-            raise ValueError(f"device must be cpu, cuda, or cuda:<number>, got {self.device!r}")
-
-    def loop_settings(self) -> LoopSettings:
-        """What of it the training loop needs."""
-        return LoopSettings(
-            images=self.images,
-            images_per_forward=self.images_per_forward,
-            images_per_step=self.images_per_step,
-            evaluations=self.evaluations,
-            optimizer=self.optimizer,
-            device=self.device,
-        )
-
-    def folder(self) -> Path:
-        """Where the run is written."""
-        if self.out is not None:
-            return Path(self.out)
-        model = self.model.replace(":", "-")
-        return Path("runs") / f"{model}-{parse_normalizer(self.normalizer)}-{self.images_per_forward}-seed{self.seed}"
 
 
 @dataclass(frozen=True)
-class Trained:
-    """The result of a run."""
+class FinishedRun:
+    """The result of a run.
+
+    Attributes:
+        folder: where everything is.
+        summary: the final figures.
+        conversion: what the normalizer's name did to the network.
+        notes: what of the pretrained weights was taken.
+    """
 
     folder: Path
     summary: Mapping[str, float]
     conversion: ConversionReport
+    notes: tuple[str, ...]
 
 
-def run_training(config: TrainConfig, on_progress: OnProgress = ignore_progress) -> Trained:
+def run_training(
+    config: TrainConfig, on_progress: OnProgress = ignore_progress, *, should_stop: ShouldStop = never_stop
+) -> FinishedRun:
     """Train as `config` says; the run folder gets `failed` as its summary if that is not possible.
+
+    Under torchrun all processes share each step's micro-batches, and the first one writes.
 
     Raises:
         ValueError: a wrong setting (nothing is written), or a failure while training (the folder says so).
+        TrainingStoppedError: `should_stop()` became true; `resume_training` goes on.
     """
-    normalizer = parse_normalizer(config.normalizer)
-    _check_device(config.device)
+    with processes_of_torchrun(config.device) as (processes, device):
+        prepared = _prepare(config, device)
+        run = _on_first(processes, lambda: _new_run(config, prepared))
+        return _train(prepared, run, processes, on_progress, should_stop, resume_from=None)
+
+
+def resume_training(
+    folder: str | Path,
+    on_progress: OnProgress = ignore_progress,
+    *,
+    should_stop: ShouldStop = never_stop,
+    device: str | None = None,
+    root: str | None = None,
+) -> FinishedRun:
+    """Go on with the run in `folder` from its last checkpoint, to the same bits as if it had never been interrupted.
+
+    Args:
+        folder: of a run that was interrupted or has failed.
+        on_progress: shows the progress.
+        should_stop: as for `run_training`.
+        device: another device than before; None: the same.
+        root: where the data lies now; None: where it lay.
+
+    Raises:
+        ValueError: no run, one that has ended, one in use by another process, a damaged or foreign checkpoint.
+        TrainingStoppedError: as for `run_training`.
+    """
+    folder = Path(folder)
+    run_read = read_run(folder)
+    if run_read.summary is not None and "failed" not in run_read.summary:
+        raise ValueError(f"the run in {folder} has ended: there is nothing to go on with")
+    config = TrainConfig.from_plain(run_read.config, source=folder / "config.yaml")
+    config = replace(config, out=str(folder), device=device or config.device)
+    if root is not None:
+        config = replace(config, data=replace(config.data, root=root))
+    last = folder / "checkpoints" / "last.pt"
+    with processes_of_torchrun(config.device) as (processes, own_device):
+        prepared = _prepare(config, own_device)
+        checkpoint = load_checkpoint(last) if last.exists() else None
+        images = 0 if checkpoint is None else _images(checkpoint, last)
+        run = _on_first(processes, lambda: RunFolder.resume(folder, images=images, tensorboard=config.tensorboard))
+        if run is not None and checkpoint is None:
+            run.forget_metrics_after(0)
+        return _train(prepared, run, processes, on_progress, should_stop, resume_from=checkpoint)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Prepared:
+    config: TrainConfig
+    device: str
+    data: ImageData
+    model: nn.Module
+    conversion: ConversionReport
+    notes: tuple[str, ...]
+
+
+def _prepare(config: TrainConfig, device: str) -> _Prepared:
+    """Everything that can be wrong, before anything is written."""
+    _check_device(device)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     data = _open_data(config)
     torch.manual_seed(config.seed)
     model = build_model(config.model, num_classes=len(data.train_images.classes))
-    if config.weights is not None:
-        checkpoint = load_checkpoint(config.weights)
-        state = checkpoint.get("model")
-        load_model_state(model, state if isinstance(state, Mapping) else checkpoint, source=config.weights)
-    example = torch.zeros(2, 3, config.data.image_size, config.data.image_size)
-    _check_runs(model, example, config)
-    model, report = convert(model, normalizer, example=example)
-    if not report.replaced and str(normalizer) != "bn":
+    notes = () if config.weights is None else load_weights(model, config.weights)
+    _check_runs(model, torch.zeros(2, 3, config.data.image_size, config.data.image_size), config)
+    model, report = build_converted(config, model)
+    if not report.replaced and report.normalizer != "bn":
         raise ValueError(
-            f"{config.model} has nothing that {normalizer} replaces: choose a network with batch normalization, or bn"
+            f"{config.model} has nothing that {report.normalizer} replaces: choose a network with batch normalization, or bn"
         )
-    run = RunFolder.create(config.folder(), config=asdict(config) | {"normalizer": str(normalizer)}, seed=config.seed)
+    return _Prepared(config=config, device=device, data=data, model=model, conversion=report, notes=notes)
+
+
+def _new_run(config: TrainConfig, prepared: _Prepared) -> RunFolder:
+    run = RunFolder.create(config.folder(), config=config.plain(), seed=config.seed, tensorboard=config.tensorboard)
     try:
-        (run.path / "conversion.txt").write_text(f"{report}\n", encoding="utf-8")
-        summary = train(model, Classify(), data, config.loop_settings(), run, on_progress)
+        notes = "".join(f"{note}\n" for note in prepared.notes)
+        write_text(run.path / "conversion.txt", f"{notes}{prepared.conversion}\n")
+        records = prepared.conversion.records() | {"weights": list(prepared.notes)}
+        write_text(run.path / "conversion.json", strict_json(records, indent=1))
+    except BaseException:
+        run.release()
+        raise
+    return run
+
+
+def _on_first(processes: Processes, make: Any) -> RunFolder | None:
+    """The run folder on the first process, None on the others; its error on all."""
+    run: RunFolder | None = None
+    error: ValueError | None = None
+    if processes.first:
+        try:
+            run = make()
+        except ValueError as raised:
+            error = raised
+    processes.agree(error)
+    return run
+
+
+def _train(
+    prepared: _Prepared,
+    run: RunFolder | None,
+    processes: Processes,
+    on_progress: OnProgress,
+    should_stop: ShouldStop,
+    *,
+    resume_from: Mapping[str, Any] | None,
+) -> FinishedRun:
+    config, data = prepared.config, prepared.data
+    about = {
+        "config": config.plain(),
+        "classes": list(data.train_images.classes),
+        "mean": list(data.statistics.mean),
+        "std": list(data.statistics.std),
+    }
+    try:
+        summary = train(
+            prepared.model,
+            Classify(data=data, label_smoothing=config.label_smoothing),
+            data,
+            config.loop_settings(device=prepared.device),
+            run,
+            on_progress,
+            about=about,
+            resume_from=resume_from,
+            processes=processes,
+            should_stop=should_stop,
+        )
+    except TrainingStoppedError:
+        raise
     except Exception as error:
         reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        run.finish({"failed": " ".join(reason.split())})
+        if run is not None:
+            with suppress(ValueError):  # the disk may be full, which is what the error says
+                run.finish({"failed": " ".join(reason.split())})
         raise
-    return Trained(folder=run.path, summary=summary, conversion=report)
+    finally:
+        if run is not None:
+            run.release()
+    return FinishedRun(folder=config.folder(), summary=summary, conversion=prepared.conversion, notes=prepared.notes)
+
+
+def _images(checkpoint: Mapping[str, Any], path: Path) -> int:
+    try:
+        return int(checkpoint["training"]["progress"]["images"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} holds no training that can go on: put a last.pt of this run there, or remove it to start again"
+        ) from error
 
 
 def _check_device(device: str) -> None:
@@ -189,14 +231,13 @@ def _open_data(config: TrainConfig) -> ImageData:
     statistics = channel_statistics(train_images, limit=500)
     train_images = _limited(train_images, settings.train_images, seed=config.seed, name="train_images")
     test_images = _limited(test_images, settings.test_images, seed=0, name="test_images")
-    augment = Augment(
-        crop_padding=settings.crop_padding, random_resized_crop=settings.random_resized_crop, flip=settings.flip
-    )
     return ImageData(
         train_images=train_images,
         test_images=test_images,
         image_size=settings.image_size,
-        augment=augment,
+        augment=settings.augment(),
+        mix=settings.mix(),
+        resize_to=settings.resize_shorter_side,
         statistics=statistics,
         seed=config.seed,
         workers=settings.workers,

@@ -1,0 +1,214 @@
+"""What each verb of the command shows and returns: the exit status."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from batchless.advise import ConvertConfig, DoctorConfig, run_convert, run_doctor
+from batchless.arguments import CompareConfig, ResumeConfig
+from batchless.demo import DemoConfig, run_demo
+from batchless.deploy import (
+    EvaluateConfig,
+    ExportConfig,
+    PredictConfig,
+    evaluate_checkpoint,
+    evaluation_tables,
+    export_checkpoint,
+    predict_checkpoint,
+    prediction_table,
+)
+from batchless.report import claims, comparison, render_json, render_markdown, write_page
+from batchless.runs import Run, find_runs, read_run
+from batchless.runs.atomic import write_text
+from batchless.tasks import FinishedRun, TrainConfig, resume_training, run_training
+from batchless.train import stop_on_signals
+from batchless.train.interrupt import ShouldStop, TrainingStoppedError
+from batchless.train.loop import OnProgress
+
+INTERRUPTED = 130
+_FOUND_SOMETHING = 1
+
+
+class StoppedError(Exception):
+    """The user has stopped a run; the message says how to go on."""
+
+
+def train(config: TrainConfig) -> int:
+    """Train one network."""
+
+    def run(on_progress: OnProgress, should_stop: ShouldStop) -> FinishedRun:
+        return run_training(config, on_progress, should_stop=should_stop)
+
+    return _train(f"{config.normalizer} at {config.images_per_forward}", config.images, config.folder(), run)
+
+
+def resume(config: ResumeConfig) -> int:
+    """Go on with an interrupted run."""
+    begun = read_run(config.resume).config
+
+    def run(on_progress: OnProgress, should_stop: ShouldStop) -> FinishedRun:
+        return resume_training(
+            config.resume, on_progress, should_stop=should_stop, device=config.device, root=config.root
+        )
+
+    title = f"{begun.get('normalizer')} at {begun.get('images_per_forward')}"
+    return _train(title, begun.get("images"), Path(config.resume), run)
+
+
+def _train(title: str, images: int | None, folder: Path, run: Callable[[OnProgress, ShouldStop], FinishedRun]) -> int:
+    import os
+
+    from rich.console import Console
+
+    console = Console(quiet=os.environ.get("RANK", "0") != "0")  # under torchrun the first process speaks for all
+    try:
+        with _progress(console) as progress, stop_on_signals() as should_stop:
+            bar = progress.add_task(title, total=images, figures="")
+
+            def on_progress(images: int, figures: Mapping[str, float]) -> None:
+                progress.update(bar, completed=images, figures=_figures(figures))
+
+            finished = run(on_progress, should_stop)
+    except TrainingStoppedError as stopped:
+        raise StoppedError(
+            f"stopped after {stopped.images} images, all saved; go on with: batchless train --resume {folder}"
+        ) from stopped
+    for note in finished.notes:
+        console.print(f"weights: {note}", markup=False, highlight=False)
+    if console.quiet:
+        return 0
+    console.print(comparison([read_run(finished.folder)]).rich())
+    figures = finished.summary
+    console.print(
+        f"test accuracy {100 * figures['test_accuracy']:.1f} %, {figures['images_per_second']:.0f} images/s; "
+        f"run folder {finished.folder}",
+        markup=False,
+        highlight=False,
+    )
+    return 0
+
+
+def _figures(figures: Mapping[str, float]) -> str:
+    return "  ".join(
+        f"{name} {value:.0f}" if name == "images/s" else f"{name} {value:.3f}" for name, value in figures.items()
+    )
+
+
+def demo(config: DemoConfig, command: str) -> int:
+    """Train every combination, write the report."""
+    import time
+
+    from rich.console import Console
+
+    console = Console()
+    started = time.perf_counter()
+    total = len(config.runs())
+    console.print(f"{total} runs of {config.train.images} images each, {config.train.model}", markup=False)
+    with _progress(console) as progress:
+        bar = progress.add_task("runs", total=total, figures="the first ones take longest")
+        page, table, findings = run_demo(
+            config,
+            lambda what, done, _: progress.update(bar, completed=done, figures=what),
+            commands=[command],
+        )
+    console.print(table.rich(title="Test accuracy"))
+    for finding in findings:
+        console.print(f"- {finding}", markup=False, highlight=False)
+    console.print(f"{time.perf_counter() - started:.0f} s; report: {page.resolve()}", markup=False, highlight=False)
+    return 0
+
+
+def compare(config: CompareConfig, command: str) -> int:
+    """Print or write the comparison of runs."""
+    from rich.console import Console
+
+    runs: list[Run] = [run for folder in config.folders for run in find_runs(folder)]
+    if not runs:
+        raise ValueError(f"no run folder in {', '.join(config.folders)}: name folders that hold a config.yaml")
+    table = comparison(runs)
+    contents: Any = {
+        "title": "Comparison of runs",
+        "findings": claims(table),
+        "commands": [command],
+        "control": config.control,
+    }
+    match config.form():
+        case "table":
+            _give(f"{table}\n" if config.out is not None else None, config.out)
+        case "html":
+            write_page(str(config.out), runs, **contents)
+        case "markdown":
+            _give(render_markdown(runs, **contents), config.out)
+        case "json":
+            _give(render_json(runs, **contents), config.out)
+    if config.out is not None or config.form() == "table":
+        Console().print(table.rich(title="Test accuracy"))
+    if config.out is not None:
+        print(Path(config.out).resolve())
+    return 0
+
+
+def _give(text: str | None, out: str | None) -> None:
+    if text is None:
+        return
+    if out is None:
+        print(text, end="")
+    else:
+        write_text(Path(out), text)
+
+
+def evaluate(config: EvaluateConfig) -> int:
+    """Accuracy of a checkpoint."""
+    from rich.console import Console
+
+    Console().print(evaluation_tables(evaluate_checkpoint(config)))
+    return 0
+
+
+def predict(config: PredictConfig) -> int:
+    """The classes of images; 1 if one of them could not be read."""
+    from rich.console import Console
+
+    predictions = predict_checkpoint(config)
+    Console().print(prediction_table(predictions))
+    return _FOUND_SOMETHING if any(prediction.error is not None for prediction in predictions) else 0
+
+
+def export(config: ExportConfig) -> int:
+    """Write a checkpoint without our layers."""
+    print(export_checkpoint(config))
+    return 0
+
+
+def doctor(config: DoctorConfig) -> int:
+    """What breaks at few images per forward; 1 if something does."""
+    diagnosis = run_doctor(config)
+    print(diagnosis)
+    return 0 if diagnosis.ok else _FOUND_SOMETHING
+
+
+def convert(config: ConvertConfig) -> int:
+    """What a normalizer replaces in a model."""
+    print(run_convert(config))
+    return 0
+
+
+def _progress(console: Any) -> Any:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}", markup=False),
+        console=console,
+    )

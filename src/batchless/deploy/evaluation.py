@@ -1,0 +1,184 @@
+"""How good a trained network is on test images: in all, for each class, and what it takes for what."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from batchless.data import ImageDataset, first_images, open_images
+from batchless.deploy.images import load_on
+from batchless.runs.atomic import write_text
+from batchless.runs.folder import strict_json
+from batchless.tasks import Classify, ImageData
+from batchless.tasks.accuracy import Accuracy
+from batchless.train import evaluate
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+_CONFUSIONS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationData:
+    """Which test images.
+
+    Attributes:
+        root: folder of a dataset in any known layout, with the classes of the run; None: the run's own test images.
+        workers: processes that prepare batches; 0: this one.
+    """
+
+    root: str | None = None
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise ValueError(f"data.workers must be 0 or more, got {self.workers}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """What `batchless evaluate` evaluates.
+
+    Attributes:
+        checkpoint: of a run.
+        data: which test images.
+        device: cpu or cuda.
+        out: JSON file to write; None: none.
+    """
+
+    checkpoint: str
+    data: EvaluationData = field(default_factory=EvaluationData)
+    device: str = "cpu"
+    out: str | None = None
+
+
+def evaluate_checkpoint(config: EvaluateConfig) -> dict[str, Any]:
+    """Evaluate as the run did while training: in its precision, with its preparation of images.
+
+    Returns:
+        `checkpoint`, `root` (None: the embedded handwriting), `images`, `accuracy` (0 to 1), `loss`; `per_class`, a list of
+        `class`, `images`, `accuracy` (None without images); `confusions`, the ten most frequent ones: `truth`,
+        `predicted`, `images`. Also written to `config.out`.
+
+    Raises:
+        ValueError: a checkpoint or a dataset that cannot be used, or one with other classes.
+    """
+    trained = load_on(config.checkpoint, config.device)
+    root = trained.config.data.root if config.data.root is None else config.data.root
+    images = open_images(root, "test")
+    if config.data.root is None and trained.config.data.test_images is not None:
+        images = first_images(images, trained.config.data.test_images, seed=0)
+    images = with_classes(images, trained.classes)
+    data = ImageData(
+        train_images=images,
+        test_images=images,
+        image_size=trained.config.data.image_size,
+        augment=None,
+        resize_to=trained.config.data.resize_shorter_side,
+        statistics=trained.statistics,
+        seed=0,
+        workers=config.data.workers,
+    )
+    metric = evaluate(trained.model, Classify(), data, config.device, precision=trained.config.precision)
+    assert isinstance(metric, Accuracy)
+    predicted = metric.per_image().predicted.tolist()
+    figures = {"checkpoint": str(trained.path), "root": root, "images": len(images), **metric.compute()}
+    result = figures | by_class([images.label(index) for index in range(len(images))], predicted, trained.classes)
+    if config.out is not None:
+        write_text(Path(config.out), strict_json(result, indent=1))
+    return result
+
+
+def by_class(labels: list[int], predicted: list[int], classes: tuple[str, ...]) -> dict[str, Any]:
+    """`per_class` and `confusions` of `evaluate_checkpoint`; confusions equally frequent are in the order of the classes.
+
+    >>> found = by_class([0, 0, 0, 1], [0, 1, 1, 1], ("cat", "dog", "owl"))
+    >>> [(row["class"], row["images"], row["accuracy"]) for row in found["per_class"]]
+    [('cat', 3, 0.3333333333333333), ('dog', 1, 1.0), ('owl', 0, None)]
+    >>> found["confusions"]
+    [{'truth': 'cat', 'predicted': 'dog', 'images': 2}]
+    """
+    pairs = Counter(zip(labels, predicted, strict=True))
+    images = Counter(labels)
+    per_class = [
+        {
+            "class": name,
+            "images": images[label],
+            "accuracy": pairs[label, label] / images[label] if images[label] else None,
+        }
+        for label, name in enumerate(classes)
+    ]
+    wrong = sorted((-count, truth, guess) for (truth, guess), count in pairs.items() if truth != guess)
+    confusions = [
+        {"truth": classes[truth], "predicted": classes[guess], "images": -count}
+        for count, truth, guess in wrong[:_CONFUSIONS]
+    ]
+    return {"per_class": per_class, "confusions": confusions}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Relabelled:
+    """A dataset whose classes are in another order."""
+
+    dataset: ImageDataset
+    classes: tuple[str, ...]
+    labels: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def image(self, index: int) -> Tensor:
+        return self.dataset.image(index)
+
+    def label(self, index: int) -> int:
+        return self.labels[self.dataset.label(index)]
+
+    def source(self, index: int) -> str:
+        return self.dataset.source(index)
+
+
+def with_classes(images: ImageDataset, classes: tuple[str, ...]) -> ImageDataset:
+    """The dataset with its labels in the order of `classes`; ValueError if it has other classes, naming them."""
+    if images.classes == classes:
+        return images
+    others = [name for name in images.classes if name not in classes]
+    missing = [name for name in classes if name not in images.classes]
+    if others or missing:
+        found = [
+            f"{len(names)} {what} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
+            for names, what in ((others, "that the run has not"), (missing, "of the run's missing"))
+            if names
+        ]
+        raise ValueError(
+            f"{images.source(0)}: the dataset has other classes than the run: {'; '.join(found)}; name its folders as the "
+            "run's classes are called"
+        )
+    return _Relabelled(dataset=images, classes=classes, labels=tuple(classes.index(name) for name in images.classes))
+
+
+def evaluation_tables(result: dict[str, Any]) -> "Group":
+    """The result of `evaluate_checkpoint` for the terminal: the figures, those of each class, and what is confused, if anything."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    classes, confusions = Table("class"), Table("truth", "taken for")  # Text: square brackets in names are no markup
+    for title in ("images", "accuracy, %"):
+        classes.add_column(title, justify="right")
+    confusions.add_column("images", justify="right")
+    for row in result["per_class"]:
+        accuracy = "-" if row["accuracy"] is None else f"{100 * row['accuracy']:.1f}"
+        classes.add_row(Text(row["class"]), str(row["images"]), accuracy)
+    for row in result["confusions"]:
+        confusions.add_row(Text(row["truth"]), Text(row["predicted"]), str(row["images"]))
+    figures = (
+        f"accuracy {100 * result['accuracy']:.1f} %, loss {result['loss']:.3f}, on {result['images']} test images of "
+    )
+    return Group(
+        Text(figures + (result["root"] or "the embedded handwriting")),
+        classes,
+        *([confusions] if result["confusions"] else []),
+    )

@@ -1,0 +1,30 @@
+"""How the runs were started, as far as it can be typed again."""
+
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+
+from batchless.runs import Run
+
+
+def recorded_commands(runs: Sequence[Run]) -> list[tuple[str, int]]:
+    """Return the command lines that the run folders hold, each once, and how many runs it made.
+
+    Left out are those of worker processes, which only the process that started them can give.
+    """
+    commands = Counter(str(run.environment["command"]) for run in runs if run.environment.get("command"))
+    return [(command, count) for command, count in commands.items() if not _is_worker(command)]
+
+
+def repetition(run: Run) -> str:
+    """Return the command that repeats a run from its configuration."""
+    config = run.path / "config.yaml"
+    return f"batchless train --config {shlex.quote(str(config))} --out {shlex.quote(f'{run.path}-again')}"
+
+
+def _is_worker(command: str) -> bool:
+    """Whether Python's multiprocessing made the command, with file descriptors in it."""
+    try:
+        return "--multiprocessing-fork" in shlex.split(command)
+    except ValueError:
+        return False

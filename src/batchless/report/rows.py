@@ -1,0 +1,122 @@
+"""The numbers of a report as texts, row by row: what the HTML page and the Markdown have in common."""
+
+from batchless.report.contents import Contents
+from batchless.report.conversions import Conversion
+from batchless.report.difference import Difference
+from batchless.report.table import Cell
+from batchless.runs import Run, number
+
+NUMBERS = (
+    "normalizer",
+    "images per forward",
+    "accuracy, %",
+    "sd",
+    "n",
+    "images/s",
+    "peak memory",
+    "difference, points",
+    "95 % interval",
+    "interval by",
+)
+RUNS = ("folder", "normalizer", "images per forward", "seed", "result", "images seen", "seconds")
+CURVES = ("normalizer", "images per forward", "seed", "values", "first", "best", "last")
+LAYERS = ("layers", "first of them", "action", "was", "now", "detail")
+
+
+def number_rows(contents: Contents) -> list[tuple[str, ...]]:
+    """Return one row of `NUMBERS` per cell."""
+    return [
+        (
+            cell.normalizer,
+            f"{cell.images_per_forward:,}",
+            "" if cell.mean is None else f"{100 * cell.mean:.1f}",
+            "" if cell.sd is None else f"{100 * cell.sd:.1f}",
+            str(cell.n),
+            _speed(cell.speed),
+            _memory(cell.memory),
+            *_difference_texts(cell, contents.control, difference),
+        )
+        for cell, difference in zip(contents.table.cells, contents.differences, strict=True)
+    ]
+
+
+def run_rows(contents: Contents) -> list[tuple[str, ...]]:
+    """Return one row of `RUNS` per run."""
+    rows: list[tuple[str, ...]] = []
+    for run in contents.runs:
+        images, seconds = (number((run.summary or {}).get(key)) for key in ("images", "seconds"))
+        rows.append(
+            (
+                str(run.path),
+                str(run.config["normalizer"]),
+                str(run.config["images_per_forward"]),
+                str(run.config.get("seed", "")),
+                _result(run),
+                "" if images is None else f"{images:,.0f}",
+                "" if seconds is None else f"{seconds:,.1f}",
+            )
+        )
+    return rows
+
+
+def curve_rows(contents: Contents) -> list[tuple[str, ...]]:
+    """Return one row of `CURVES` per run that logged a curve: what the charts show, as text."""
+    learning = contents.learning
+    if learning is None:
+        return []
+    best = max if learning.tested else min
+    return [
+        (
+            str(run.config["normalizer"]),
+            str(run.config["images_per_forward"]),
+            str(run.config.get("seed", "")),
+            str(len(curve)),
+            *(
+                f"{value:.4g}{learning.unit} after {images:,.0f}"
+                for images, value in (curve[0], best(curve, key=lambda point: point[1]), curve[-1])
+            ),
+        )
+        for run, curve in zip(contents.runs, learning.curves, strict=True)
+        if curve
+    ]
+
+
+def layer_rows(conversion: Conversion) -> list[tuple[str, ...]]:
+    """Return one row of `LAYERS` per group of layers that were treated the same way."""
+    return [
+        (str(layers.count), layers.first or "(model)", layers.action, layers.was, layers.now, layers.detail)
+        for layers in conversion.layers
+    ]
+
+
+def _result(run: Run) -> str:
+    if run.summary is None:
+        return "not finished"
+    if "failed" in run.summary:
+        return f"failed: {run.summary['failed']}"
+    accuracy = number(run.summary.get("test_accuracy"))
+    return "failed: no finite accuracy" if accuracy is None else f"{100 * accuracy:.2f} %"
+
+
+def _difference_texts(cell: Cell, control: Cell, difference: Difference | None) -> tuple[str, str, str]:
+    if cell is control:
+        return "control", "", ""
+    if difference is None:
+        return "", "", ""
+    value = f"{100 * difference.value:+.1f}"
+    if difference.interval is None:
+        return value, "", difference.how
+    low, high = difference.interval
+    return value, f"{100 * low:+.1f} to {100 * high:+.1f}", difference.how
+
+
+def _speed(speed: float | None) -> str:
+    if speed is None:
+        return ""
+    return f"{speed:,.0f}" if speed >= 100 else f"{speed:.1f}"
+
+
+def _memory(size: float | None) -> str:
+    if size is None:
+        return ""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

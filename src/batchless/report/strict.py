@@ -1,0 +1,84 @@
+"""The report as strict JSON, for other programs: shares instead of percentages, nothing rounded."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from batchless.report.contents import Contents, gather
+from batchless.report.difference import Difference
+from batchless.report.pictures import Gallery
+from batchless.report.table import Cell
+from batchless.runs import Run
+
+
+def render_json(
+    runs: Sequence[Run],
+    *,
+    title: str,
+    findings: Sequence[str],
+    commands: Sequence[str],
+    control: str | None = None,
+) -> str:
+    """Return the comparison of `runs` as strict JSON; the arguments are those of `write_page`.
+
+    What no finite number is becomes null or, where a run folder says so, the text "nan". Pictures are left out.
+    """
+    contents = gather(runs, title=title, findings=findings, commands=commands, control=control)
+    return json.dumps(_plain(_report(contents)), indent=2, allow_nan=False, default=str) + "\n"
+
+
+def _report(contents: Contents) -> dict[str, Any]:
+    cells = zip(contents.table.cells, contents.differences, strict=True)
+    return {
+        "title": contents.title,
+        "findings": contents.findings,
+        "warnings": contents.table.warnings,
+        "control": {
+            "normalizer": contents.control.normalizer,
+            "images_per_forward": contents.control.images_per_forward,
+        },
+        "cells": [_cell(cell, difference) for cell, difference in cells],
+        "runs": [_run(run) for run in contents.runs],
+        "shared_configuration": contents.table.shared,
+        "conversions": [asdict(conversion) for conversion in contents.conversions],
+        "predictions": [_predictions(gallery) for gallery in contents.galleries],
+        "commands": contents.commands,
+        "notes": contents.notes,
+    }
+
+
+def _cell(cell: Cell, difference: Difference | None) -> dict[str, Any]:
+    return {
+        "normalizer": cell.normalizer,
+        "images_per_forward": cell.images_per_forward,
+        "mean": cell.mean,
+        "sd": cell.sd,
+        "n": cell.n,
+        "accuracies": cell.accuracies,
+        "seeds": cell.seeds,
+        "images_per_second": cell.speed,
+        "peak_memory_bytes": cell.memory,
+        "failures": cell.failures,
+        "unfinished": cell.unfinished,
+        "difference": None if difference is None else asdict(difference),
+    }
+
+
+def _run(run: Run) -> dict[str, Any]:
+    return {"folder": run.path, "config": run.config, "environment": run.environment, "summary": run.summary}
+
+
+def _predictions(gallery: Gallery) -> dict[str, Any]:
+    shown = [asdict(prediction) for prediction in gallery.predictions]
+    return {"folder": gallery.run.path, "shown": [{k: v for k, v in one.items() if k != "uri"} for one in shown]}
+
+
+def _plain(value: Any) -> Any:
+    """Return `value` with texts for keys and for numbers that strict JSON does not know."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,63 @@
+"""Predictions to look at: the worst and the typical ones, not the best."""
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from batchless.data import ImageDataset
+from batchless.data.augment import centred
+from batchless.runs.atomic import reason, write_text
+from batchless.tasks.accuracy import PerImage
+
+PREDICTIONS = "predictions.json"
+_OF_EACH_KIND = 8
+_LARGEST_SIDE = 160
+
+
+def write_predictions(folder: Path, found: PerImage, images: ImageDataset, *, image_size: int) -> None:
+    """Write pictures of some predictions into `folder`, and `predictions.json`, which tells what they show.
+
+    The worst are those of the largest loss; the typical ones those whose loss is nearest to the median. Each picture is the
+    square that the network saw, at most 160 pixels wide.
+
+    Args:
+        folder: made if it is missing.
+        found: for each of `images`, in order.
+        images: what was predicted.
+        image_size: side of the square that the network saw.
+
+    Raises:
+        ValueError: the folder cannot be written, or an image cannot be read again.
+    """
+    from PIL import Image
+
+    order = found.loss.argsort(descending=True, stable=True).tolist()
+    middle = len(order) // 2
+    typical = order[max(middle - _OF_EACH_KIND // 2, 0) : middle + _OF_EACH_KIND // 2]
+    chosen = [("worst", index) for index in order[:_OF_EACH_KIND]] + [("typical", index) for index in typical]
+    records = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, (kind, index) in enumerate(chosen):
+            picture = f"{number:02}-{kind}.png"
+            square = centred(images.image(index), min(image_size, _LARGEST_SIDE))
+            Image.fromarray(square.permute(1, 2, 0).numpy()).save(folder / picture)
+            records.append(
+                {
+                    "kind": kind,
+                    "picture": picture,
+                    "truth": images.classes[images.label(index)],
+                    "predicted": images.classes[int(found.predicted[index])],
+                    "confidence": round(_finite(found.confidence[index]), 6),
+                    "source": images.source(index),
+                }
+            )
+    except OSError as error:
+        raise ValueError(f"cannot write pictures into {folder}: {reason(error)}") from error
+    write_text(folder / PREDICTIONS, json.dumps(records, indent=1) + "\n")
+
+
+def _finite(value: Tensor) -> float:
+    return float(torch.nan_to_num(value))
