@@ -106,16 +106,24 @@ def _parse() -> argparse.Namespace:
 
 def _run(cell: Cell, options: argparse.Namespace) -> bool:
     folder = options.out / cell.name
+    if _ended(folder):
+        _keep(cell, folder)
+        return True
     command = cell.command(root=options.root, folder=folder)
     if (folder / "config.yaml").exists():
         command = [sys.executable, "-m", "batchless.cli", "train", "--resume", str(folder)]
     print(f"{cell.name}: started", flush=True)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
+    if done.returncode != 0 or not _ended(folder):
         print(f"{cell.name}: {done.stderr.strip()[-400:]}", flush=True)
         return False
     _keep(cell, folder)
     return True
+
+
+def _ended(folder: Path) -> bool:
+    summary = read_run(folder).summary if (folder / "config.yaml").exists() else None
+    return summary is not None and "failed" not in summary
 
 
 def _keep(cell: Cell, folder: Path) -> None:
@@ -132,6 +140,7 @@ def _keep(cell: Cell, folder: Path) -> None:
         "machine": {key: value for key, value in run.environment.items() if key != "command"},
     }
     with _WRITING:
+        RESULTS.parent.mkdir(parents=True, exist_ok=True)
         results = _results() | {cell.name: record}
         write_text(RESULTS, json.dumps(results, indent=1, sort_keys=True) + "\n")
     print(f"{cell.name}: {100 * summary['test_accuracy']:.1f} % in {summary['seconds']:.0f} s", flush=True)

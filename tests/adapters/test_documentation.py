@@ -75,7 +75,8 @@ def test_two_accelerate_processes_equal_one(tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
     script = [str(ROOT / "examples" / "accelerate_loop.py"), *settings, "--save", str(tmp_path / "two.pt")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
-    done = subprocess.run([*launch, "--nproc_per_node=2", *script], env=environment, capture_output=True, text=True, timeout=180, check=False)
+    command = [*launch, "--nproc_per_node=2", *script]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 0, done.stderr
     one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("one.pt", "two.pt"))
     torch.testing.assert_close(two, one, rtol=1e-5, atol=1e-5)

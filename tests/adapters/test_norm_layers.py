@@ -14,8 +14,8 @@ from batchless.adapters import norm_layer
 from batchless.nn import BatchChannelNorm
 
 NAMES = [
-    *("gn", "gn(groups=16)", "ln", "in", "bcn", "bcn(groups=8,eps=1e-4)", "bcn-micro", "bcn-micro(memory=50,warmup=false)"),
-    *("bn", "sync-bn", "frozen-bn"),
+    *("gn", "gn(groups=16)", "ln", "in", "bn", "sync-bn", "frozen-bn"),
+    *("bcn", "bcn(groups=8,eps=1e-4)", "bcn-micro", "bcn-micro(memory=50,warmup=false)"),
 ]
 BUILDERS = {
     "resnet18": torchvision.models.resnet18,

@@ -59,7 +59,7 @@ def arguments(folder, **settings):
     )
 
 
-def replay(model, seen, *, clip=None, optimizer=None, samples=None):
+def replay(model, seen, *, clip=None, optimizer=None, samples=None, half=False):
     """The recorded micro-batches by a plain loop; the mean loss of each step."""
     optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     losses = []
@@ -67,7 +67,8 @@ def replay(model, seen, *, clip=None, optimizer=None, samples=None):
         total, count = 0.0, 0
         with bl.accumulate(model, optimizer, clip=clip) as step:
             for inputs in micro_batches:
-                loss = model(**inputs).loss
+                with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                    loss = model(**inputs).loss
                 n = samples(inputs) if samples else len(inputs["labels"])
                 step.backward(loss, samples=n, images=len(inputs["labels"]))
                 total, count = total + float(loss.detach()) * n, count + n
@@ -99,6 +100,16 @@ def test_trainers_own_clipping_and_optimizer(tmp_path):
     optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
     replay(plain, trainer.seen, clip=bl.ClipNorm(0.01), optimizer=optimizer)
     assert_same_state(model.state_dict(), plain.state_dict(), 1e-12)
+    assert_has_trained(model, start.state_dict())
+
+
+def test_half_precision_is_the_trainers(tmp_path):
+    start = resnet("bcn-micro+ws", torch.float32)
+    model, plain = copy.deepcopy(start), copy.deepcopy(start)
+    trainer = ExactTrainer(model, arguments(tmp_path, bf16=True), train_dataset=dataset(torch.float32))
+    trainer.train()
+    replay(plain, trainer.seen, half=True)
+    assert_same_state(model.state_dict(), plain.state_dict(), 1e-6)
     assert_has_trained(model, start.state_dict())
 
 

@@ -34,8 +34,8 @@ def accumulated_step(module: Any, *, clip: Clip | None = None) -> AbstractContex
         )
     if trainer.world_size > 1 or trainer.model is not module:
         raise ValueError(
-            f"{type(trainer.strategy).__name__} with {trainer.world_size} processes wraps the model or reduces gradients, which "
-            "accumulate does itself: use Trainer(devices=1), or Accelerate for several processes (docs/adapters.md)"
+            f"{type(trainer.strategy).__name__} with {trainer.world_size} processes wraps the model or reduces gradients, "
+            "which accumulate does itself: use Trainer(devices=1), or Accelerate for several processes (docs/adapters.md)"
         )
     if getattr(trainer.precision_plugin, "scaler", None) is not None:
         raise ValueError(

@@ -68,9 +68,7 @@ class _NormLayer:
         source = read_batch_norm(plain)
         assert isinstance(source, BatchNormSource)
         place = f"norm_layer({num_features})"
-        return build_norm(
-            self.normalizer.act, source, statistics_hold=True, rank=None, spatial=None, name=place
-        ).layer
+        return build_norm(self.normalizer.act, source, statistics_hold=True, rank=None, spatial=None, name=place).layer
 
     @property
     def __name__(self) -> str:

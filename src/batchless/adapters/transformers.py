@@ -77,8 +77,8 @@ def _check(trainer: Any, clip: Clip | None) -> None:
     processes = trainer.accelerator.distributed_type
     if processes != "NO" or trainer.args.n_gpu > 1:
         raise ValueError(
-            f"the Trainer uses several devices or wraps the model ({processes.value}, n_gpu={trainer.args.n_gpu}), and accumulate "
-            "reduces gradients itself: make one device visible (CUDA_VISIBLE_DEVICES=0), or write a loop with Accelerate"
+            f"the Trainer uses several devices or wraps the model ({processes.value}, n_gpu={trainer.args.n_gpu}), and "
+            "accumulate reduces gradients itself: make one device visible (CUDA_VISIBLE_DEVICES=0), or use Accelerate"
         )
     if trainer.accelerator.scaler is not None:
         raise ValueError("fp16=True scales losses and unscales gradients in the Trainer's own step: use bf16=True")

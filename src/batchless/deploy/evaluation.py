@@ -160,7 +160,7 @@ def with_classes(images: ImageDataset, classes: tuple[str, ...]) -> ImageDataset
 
 
 def evaluation_tables(result: dict[str, Any]) -> "Group":
-    """The result of `evaluate_checkpoint` for the terminal: the figures, those of each class, and what is confused, if anything."""
+    """The result of `evaluate_checkpoint` for the terminal: all figures, those of each class, and what is confused."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
