@@ -338,7 +338,9 @@ def test_the_memory_of_the_weights_is_used_again_with_new_values():
     assert addresses[0] == addresses[1] == addresses[2]
     with torch.no_grad(), standardized(model):
         pass
-    assert all(layer.kept_weight.empty for layer in model if isinstance(layer, Reparameterized)), "an evaluation keeps it"
+    assert all(layer.kept_weight.empty for layer in model if isinstance(layer, Reparameterized)), (
+        "an evaluation keeps it"
+    )
 
 
 def test_copies_and_pickles_take_no_kept_weights_with_them():

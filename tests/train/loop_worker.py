@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from tiny_training import TinyData, settings, tiny_model
 
 from batchless.runs import RunFolder
 from batchless.tasks import Classify
 from batchless.train import Processes, train
-from tiny_training import TinyData, settings, tiny_model
 
 NORMALIZERS = ("gn+ws", "bcn-micro+ws", "bn")
 

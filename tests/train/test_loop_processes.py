@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
+import loop_worker
 import pytest
 import torch
+from tiny_training import TinyData, settings, tiny_model
 
-import loop_worker
 from batchless.runs import load_checkpoint
 from batchless.tasks import Classify
 from batchless.train import Processes, train
-from tiny_training import TinyData, settings, tiny_model
 
 COUNT = 3
 """No divisor of 4 micro-batches a step: shares differ, and in a ragged step one process has none."""

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from batchless.data import ImageDataset, first_images, open_images
-from batchless.deploy.images import load_on
 from batchless.runs.atomic import write_text
 from batchless.runs.folder import strict_json
-from batchless.tasks import Classify, ImageData
+from batchless.tasks import Classify, ImageData, load_trained
 from batchless.tasks.accuracy import Accuracy
 from batchless.train import evaluate
 
@@ -66,7 +65,7 @@ def evaluate_checkpoint(config: EvaluateConfig) -> dict[str, Any]:
     Raises:
         ValueError: a checkpoint or a dataset that cannot be used, or one with other classes.
     """
-    trained = load_on(config.checkpoint, config.device)
+    trained = load_trained(config.checkpoint, config.device)
     root = trained.config.data.root if config.data.root is None else config.data.root
     images = open_images(root, "test")
     if config.data.root is None and trained.config.data.test_images is not None:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from batchless.data.statistics import ChannelStatistics, normalized
 from batchless.deploy.folded import about, folded_bytes, folded_plain, run_folded, with_normalization
 from batchless.deploy.formats import Run, onnx_bytes, program_bytes, require_onnx, run_onnx, run_program, traced
-from batchless.deploy.images import load_on, real_squares
+from batchless.deploy.images import real_squares
 from batchless.runs.atomic import reason, replacing
-from batchless.tasks import Trained
+from batchless.tasks import Trained, load_trained
 
 Format = Literal["torch", "onnx", "exported_program"]
 
@@ -106,7 +106,7 @@ def export_checkpoint(config: ExportConfig) -> Exported:
     path = _writable(config)
     if config.format == "onnx":
         require_onnx()
-    trained = load_on(config.checkpoint, "cpu")
+    trained = load_trained(config.checkpoint, "cpu")
     size = trained.config.data.image_size
     model = folded_plain(trained.model, torch.zeros(2, 3, size, size))
     if config.include_normalization:

@@ -1,7 +1,6 @@
 """A trained network as plain torch layers, and the file that holds it without its training."""
 
 import io
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,13 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from batchless.data import ChannelStatistics
-from batchless.models import build_model
 from batchless.nn import SkipInit
 from batchless.runs import load_checkpoint, load_model_state
 from batchless.surgery import fold
-from batchless.surgery.recognize import is_batch_normalization, is_convolution, read_convolution
+from batchless.surgery.recognize import is_convolution, read_convolution
 from batchless.tasks import DataSettings, TrainConfig, Trained
-from batchless.tasks.trained import build_converted
+from batchless.tasks.trained import rebuild_converted
 
 _KIND = "folded network of batchless"
 
@@ -160,13 +158,6 @@ def _about(plain: Mapping[str, Any]) -> About:
 def _skeleton(about: About, *, skip_init: bool) -> nn.Module:
     """The folded network with random weights: which layers it has depends on no values but the gains that are zero."""
     config = TrainConfig(model=about.model, normalizer=about.normalizer, data=DataSettings(image_size=about.image_size))
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        # What conversion warns of (groups with few values) matters for training, which is over.
-        warnings.simplefilter("ignore", UserWarning)
-        plain = build_model(about.model, num_classes=len(about.classes))
-        for module in plain.modules():
-            if not skip_init and is_batch_normalization(module) and isinstance(module.weight, nn.Parameter):
-                nn.init.ones_(module.weight)
-        model, _ = build_converted(config, plain)
-        folded = folded_plain(model.eval(), torch.zeros(2, 3, about.image_size, about.image_size))
+    model = rebuild_converted(config, num_classes=len(about.classes), skip_init=skip_init).eval()
+    folded = folded_plain(model, torch.zeros(2, 3, about.image_size, about.image_size))
     return with_normalization(folded, about.statistics) if about.normalization_included else folded

@@ -1,25 +1,12 @@
 """A run's network where it is used, and images as it saw them in evaluation."""
 
-import re
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
 from batchless.data import ImageDataset, open_images
 from batchless.data.augment import centred
 from batchless.data.statistics import normalized
-from batchless.tasks import Trained, load_trained
-
-
-def load_on(checkpoint: str | Path, device: str) -> Trained:
-    """`load_trained`, after a look whether this machine has the device."""
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise ValueError(f"device must be cpu, cuda, or cuda:<number>, got {device!r}")
-    if device != "cpu" and int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
-        raise ValueError(f"device={device}, but this machine has {found or 'no'} CUDA devices: use device=cpu")
-    return load_trained(checkpoint, device)
+from batchless.tasks import Trained
 
 
 def as_evaluated(image: Tensor, trained: Trained) -> Tensor:

@@ -12,10 +12,10 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from batchless.data.folders import read_image
-from batchless.deploy.images import as_evaluated, load_on, network_input
+from batchless.deploy.images import as_evaluated, network_input
 from batchless.nn.standardized import standardized
 from batchless.runs.atomic import write_text
-from batchless.tasks import Trained
+from batchless.tasks import Trained, load_trained
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -67,7 +67,7 @@ def predict_checkpoint(config: PredictConfig) -> list[Prediction]:
         ValueError: a checkpoint that cannot be used, or a folder without images; an unreadable image is told in its place.
     """
     files = image_files(config.images)
-    trained = load_on(config.checkpoint, config.device)
+    trained = load_trained(config.checkpoint, config.device)
     predictions = list(predict_images(trained, files, top=config.top, device=config.device))
     if config.out is not None:
         write_text(Path(config.out), "".join(f"{json.dumps(_plain(prediction))}\n" for prediction in predictions))

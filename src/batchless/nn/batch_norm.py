@@ -71,7 +71,9 @@ class BatchNorm(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """Normalize `input` `[N, C, ..]`; a checkpoint that runs it again does not track the statistics again."""
         if not self.training:
-            return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+            return F.batch_norm(
+                input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
         track = not recomputing()
         if self.sync and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             return self._synchronized(input, track=track)

@@ -1,6 +1,5 @@
 """What makes a training run what it is."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from batchless.data import Augment, Mix
 from batchless.nn import parse_normalizer
+from batchless.train.device import require_device_name
 from batchless.train.settings import LoopSettings, OptimizerSettings, Precision
 
 
@@ -136,8 +136,7 @@ class TrainConfig:
         self.loop_settings(device=self.device)
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads must be 1 or more, or null for torch's default; got {self.threads}")
-        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
-            raise ValueError(f"device must be cpu, cuda, or cuda:<number>, got {self.device!r}")
+        require_device_name(self.device)
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
 

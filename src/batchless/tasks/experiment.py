@@ -20,6 +20,7 @@ from batchless.tasks.classify import Classify, ImageData
 from batchless.tasks.config import TrainConfig
 from batchless.tasks.trained import build_converted
 from batchless.train import Processes, TrainingStoppedError, processes_of_torchrun
+from batchless.train.device import require_device
 from batchless.train.interrupt import ShouldStop, never_stop
 from batchless.train.loop import OnProgress, ignore_progress, train
 
@@ -110,7 +111,7 @@ class _Prepared:
 
 def _prepare(config: TrainConfig, device: str) -> _Prepared:
     """Everything that can be wrong, before anything is written."""
-    _check_device(device)
+    require_device(device)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     data = _open_data(config)
@@ -202,13 +203,6 @@ def _images(checkpoint: Mapping[str, Any], path: Path) -> int:
         raise ValueError(
             f"{path} holds no training that can go on: put a last.pt of this run there, or remove it to start again"
         ) from error
-
-
-def _check_device(device: str) -> None:
-    index = int(device.partition(":")[2] or 0)
-    if device.startswith("cuda") and index >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
-        raise ValueError(f"device={device}, but this machine has {found or 'no'} CUDA devices: use device=cpu")
 
 
 @torch.no_grad()

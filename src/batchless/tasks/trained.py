@@ -1,5 +1,6 @@
 """A trained network from its checkpoint alone."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,9 @@ from batchless.data import ChannelStatistics
 from batchless.models import build_model
 from batchless.runs import load_checkpoint, load_model_state
 from batchless.surgery import ConversionReport, convert
+from batchless.surgery.recognize import is_batch_normalization
 from batchless.tasks.config import TrainConfig
+from batchless.train.device import require_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +42,35 @@ def build_converted(config: TrainConfig, model: nn.Module) -> tuple[nn.Module, C
     return convert(model, config.normalizer, example=torch.zeros(2, 3, size, size))
 
 
+def rebuild_converted(config: TrainConfig, *, num_classes: int, skip_init: bool) -> nn.Module:
+    """The run's network with other weights: it has the same layers, so that a checkpoint of it fits.
+
+    Which layers conversion makes depends on values in one case: with `none`, a normalization of zero gain becomes a
+    SkipInit. A network with random weights may have such gains where the run's pretrained one had none. The global random
+    state is left alone.
+
+    Args:
+        config: of the run.
+        num_classes: outputs.
+        skip_init: whether the run's network has a SkipInit.
+    """
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # What conversion warns of (groups with few values) was told when the run began.
+        warnings.simplefilter("ignore", UserWarning)
+        plain = build_model(config.model, num_classes=num_classes)
+        for module in plain.modules():
+            if not skip_init and is_batch_normalization(module) and isinstance(module.weight, nn.Parameter):
+                nn.init.ones_(module.weight)
+        return build_converted(config, plain)[0]
+
+
 def load_trained(path: str | Path, device: str = "cpu") -> Trained:
     """The network of a checkpoint that `batchless train` has written, with the moving average of the weights if there is one.
 
     Raises:
-        ValueError: no such file, damaged, or not of a run.
+        ValueError: no such file, damaged, or not of a run; a device that this machine has not.
     """
+    require_device(device)
     path = Path(path)
     checkpoint = load_checkpoint(path)
     missing = [key for key in ("model", "config", "classes", "mean", "std") if key not in checkpoint]
@@ -58,6 +84,7 @@ def load_trained(path: str | Path, device: str = "cpu") -> Trained:
     config = TrainConfig.from_plain(plain, source=path)
     classes = tuple(str(name) for name in checkpoint["classes"])
     statistics = ChannelStatistics(mean=tuple(checkpoint["mean"]), std=tuple(checkpoint["std"]))
-    model, _ = build_converted(config, build_model(config.model, num_classes=len(classes)))
+    skip_init = any(key.endswith("gain") and getattr(value, "ndim", 1) == 0 for key, value in state.items())
+    model = rebuild_converted(config, num_classes=len(classes), skip_init=skip_init)
     load_model_state(model, state, source=path)
     return Trained(model=model.to(device).eval(), config=config, classes=classes, statistics=statistics, path=path)
