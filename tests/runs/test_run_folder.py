@@ -76,7 +76,9 @@ def test_a_folder_with_a_run_is_refused_and_left_as_it_was(tmp_path):
     create(tmp_path / "run")
     (tmp_path / "run-2").mkdir()
     before = (tmp_path / "run" / "config.yaml").read_bytes()
-    with pytest.raises(ValueError, match=r"run already holds a run go on with it by --resume .*run, or .*run-3"):
+    with pytest.raises(
+        ValueError, match=r"run already holds a run \(config.yaml\); go on with it by --resume .*run, or .*run-3"
+    ):
         create(tmp_path / "run", lr=1.0)
     assert (tmp_path / "run" / "config.yaml").read_bytes() == before
 

@@ -1,0 +1,71 @@
+"""The tables of docs/results.md from what `python -m studies.cifar10` has kept: `python -m studies.report`."""
+
+import json
+import sys
+from collections import defaultdict
+from typing import Any
+
+from batchless.report.difference import difference
+from batchless.report.table import Cell
+from studies.cifar10 import RESULTS
+
+_CONTROLS = (("bn", 64), ("bn", 2))
+
+
+def main() -> int:
+    """Print one Markdown table for each number of epochs; 1 if there is nothing yet."""
+    if not RESULTS.exists():
+        print(f"there is no {RESULTS} yet: run python -m studies.cifar10", file=sys.stderr)
+        return 1
+    records = json.loads(RESULTS.read_text()).values()
+    for epochs in sorted({record["epochs"] for record in records}):
+        print("\n".join(_table([record for record in records if record["epochs"] == epochs], epochs)))
+    return 0
+
+
+def _table(records: list[dict[str, Any]], epochs: int) -> list[str]:
+    grouped: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
+    for record in records:
+        grouped[record["normalizer"], record["images_per_forward"]].append(record)
+    cells = {key: _cell(key, group) for key, group in grouped.items()}
+    controls = [cells[key] for key in _CONTROLS if key in cells]
+    titles = [f"minus `{c.normalizer}` at {c.images_per_forward} (95 %)" for c in controls]
+    lines = [
+        f"{epochs} epochs of 10,000 images, test accuracy in percent:",
+        "",
+        " | ".join(["| normalizer", "images per forward", "n", "mean", "sd", *titles, "images/s |"]),
+        "|---|---:|---:|---:|---:|" + "---|" * len(titles) + "---:|",
+    ]
+    for cell in sorted(cells.values(), key=lambda cell: -(cell.mean or 0)):
+        lines.append(" | ".join(["| " + f"`{cell.normalizer}`", *_numbers(cell, controls)]) + " |")
+    return [*lines, ""]
+
+
+def _cell(key: tuple[str, int], records: list[dict[str, Any]]) -> Cell:
+    records = sorted(records, key=lambda record: record["seed"])
+    return Cell(
+        normalizer=key[0],
+        images_per_forward=key[1],
+        accuracies=tuple(record["summary"]["test_accuracy"] for record in records),
+        seeds=tuple(record["seed"] for record in records),
+        speeds=tuple(record["summary"]["images_per_second"] for record in records),
+        memories=(),
+        failures=(),
+        unfinished=0,
+    )
+
+
+def _numbers(cell: Cell, controls: list[Cell]) -> list[str]:
+    mean, sd = cell.mean, cell.sd
+    assert mean is not None, "only runs that have ended are kept"
+    words = [str(cell.images_per_forward), str(cell.n), f"{100 * mean:.1f}", "" if sd is None else f"{100 * sd:.1f}"]
+    for control in controls:
+        found = None if control is cell else difference(cell, control)
+        interval = None if found is None else found.interval
+        text = "" if found is None else f"{100 * found.value:+.1f}"
+        words.append(text if interval is None else f"{text} ({100 * interval[0]:+.1f}..{100 * interval[1]:+.1f})")
+    return [*words, f"{sum(cell.speeds) / len(cell.speeds):.0f}"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
