@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from batchless.runs import RunFolder
-from batchless.runs.memory import peak_memory_bytes
+from batchless.runs.memory import forget_peak_memory, peak_memory_bytes
 from batchless.train.accumulate import accumulate
 from batchless.train.autocast import autocast, loss_scaler
 from batchless.train.average import ParameterAverage
@@ -77,6 +77,7 @@ def train(
             another run.
         TrainingStoppedError: `should_stop()` became true; `last.pt` has everything that was done.
     """
+    forget_peak_memory(settings.device)
     loop = _Loop(
         model=model.to(settings.device),
         task=task,

@@ -1,0 +1,27 @@
+"""The peak of a run, not of the process it runs in."""
+
+import sys
+
+import pytest
+import torch
+
+from batchless.runs.memory import forget_peak_memory, peak_memory_bytes
+
+SIZE = 256 * 2**20
+
+
+def test_the_peak_is_seen():
+    forget_peak_memory("cpu")
+    before = peak_memory_bytes("cpu")
+    held = torch.ones(SIZE, dtype=torch.uint8)
+    assert peak_memory_bytes("cpu") >= before + 0.9 * SIZE
+    assert held[0] == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of the process can be forgotten on Linux only")
+def test_what_was_before_is_forgotten():
+    held = torch.ones(SIZE, dtype=torch.uint8)
+    high = peak_memory_bytes("cpu")
+    del held
+    forget_peak_memory("cpu")
+    assert peak_memory_bytes("cpu") <= high - 0.8 * SIZE
