@@ -507,3 +507,13 @@ def test_layer_normalization_of_maps_has_one_group():
     converted, _ = bl.convert(pair(), "ln", example=images())
     assert type(converted[1]) is nn.GroupNorm
     assert converted[1].num_groups == 1
+
+
+@pytest.mark.parametrize(("name", "told"), [("frozen-bn", True), ("bn", False), ("gn", False)])
+def test_a_zero_gain_that_is_frozen_is_told(name, told):
+    """timm's residual networks begin so: the branch would stay dead for good."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8))
+    nn.init.zeros_(model[3].weight)
+    _, report = bl.convert(model, name)
+    assert any("1 frozen normalizations have gains of 0" in note for note in report.notes) is told
+    assert ("its gain is a constant 0" in str(report)) is told

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from batchless.nn.batch_norm import BatchNorm
 from batchless.nn.estimated_batch_norm import EstimatedBatchNorm, Update
+from batchless.nn.fused_batch_channel_norm import can_fuse, fused_batch_channel_norm, sample_moments
 from batchless.nn.group_count import group_count, values_per_group
 
 _FEW_VALUES = 8
@@ -34,6 +35,21 @@ def channel_norm(y: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor
     Raises:
         ValueError: a group of one value (its normalized value would be 0 whatever the input), or G no divisor of C.
     """
+    require_values_in_groups(y, num_groups)
+    # Repeated per channel for the fused kernel; the authors' own reshape mixes channels where G does not divide C.
+    channels = y.shape[1]
+    repeat = channels // num_groups
+    return F.group_norm(
+        y,
+        num_groups,
+        None if weight is None else weight.repeat_interleave(repeat, output_size=channels),
+        None if bias is None else bias.repeat_interleave(repeat, output_size=channels),
+        eps,
+    )
+
+
+def require_values_in_groups(y: Tensor, num_groups: int) -> None:
+    """Raise ValueError for groups of one value, or that do not divide the channels; warn of groups of few values."""
     channels = y.shape[1]
     if channels % num_groups:
         raise ValueError(
@@ -49,17 +65,8 @@ def channel_norm(y: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor
         warnings.warn(
             f"channel normalization of {tuple(y.shape)} in {num_groups} groups has only {values} values per group; "
             "fewer groups give steadier statistics",
-            stacklevel=3,
+            stacklevel=4,
         )
-    # Repeated per channel for the fused kernel; the authors' own reshape mixes channels where G does not divide C.
-    repeat = channels // num_groups
-    return F.group_norm(
-        y,
-        num_groups,
-        None if weight is None else weight.repeat_interleave(repeat, output_size=channels),
-        None if bias is None else bias.repeat_interleave(repeat, output_size=channels),
-        eps,
-    )
 
 
 class BatchChannelNorm(nn.Module):
@@ -139,4 +146,31 @@ class BatchChannelNorm(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Both steps on `input` `[N, C, ..]`."""
+        step = self.batch_norm
+        if isinstance(step, EstimatedBatchNorm) and step.eps == self.eps and _is_bare(step):
+            affine = (step.weight, step.bias, self.weight, self.bias)
+            if can_fuse(input, step.running_mean, step.running_var, *affine):
+                return self._fused(input, step)
         return channel_norm(self.batch_norm(input), self.num_groups, self.weight, self.bias, self.eps)
+
+    def _fused(self, input: Tensor, step: EstimatedBatchNorm) -> Tensor:
+        if input.shape[1] != self.num_features:
+            raise ValueError(f"expected an input [N, {self.num_features}, ..], got {tuple(input.shape)}")
+        require_values_in_groups(input, self.num_groups)
+        moments = sample_moments(input)
+        return fused_batch_channel_norm(
+            input,
+            moments,
+            step.statistics(input, moments),
+            (step.weight, step.bias),
+            (self.weight, self.bias),
+            num_groups=self.num_groups,
+            eps=self.eps,
+        )
+
+
+def _is_bare(module: nn.Module) -> bool:
+    """Whether calling the module is calling its forward: nobody has hooked it."""
+    return not (
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )

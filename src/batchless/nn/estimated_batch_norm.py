@@ -16,6 +16,8 @@ from batchless.nn.precision import at_least_float32
 from batchless.nn.recomputation import ForwardMemory, recomputing
 
 Update = Literal["step", "forward"]
+SampleMoments = tuple[Tensor, Tensor]
+"""Mean and biased variance `[N, C]` of each sample's channels."""
 
 
 class EstimatedBatchNorm(nn.Module):
@@ -102,8 +104,11 @@ class EstimatedBatchNorm(nn.Module):
         mean, var = self.statistics(input)
         return F.batch_norm(input, mean, var, self.weight, self.bias, False, 0.0, self.eps)
 
-    def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean and variance `[C]` that this forward normalizes `x` by, moving or collecting as the class says."""
+    def statistics(self, x: Tensor, moments: SampleMoments | None = None) -> tuple[Tensor, Tensor]:
+        """The mean and variance `[C]` that this forward normalizes `x` by, moving or collecting as the class says.
+
+        `moments` are those of `x`, if the caller has them.
+        """
         if x.dim() < 2 or x.shape[1] != self.num_features:
             raise ValueError(f"expected an input [N, {self.num_features}, ..], got {tuple(x.shape)}")
         if not self.training or x.numel() == 0:
@@ -112,11 +117,11 @@ class EstimatedBatchNorm(nn.Module):
         with torch.no_grad():
             if self.step_sums is not None:
                 if not again:
-                    self._collect(x, self.step_sums)
+                    self._collect(x, self.step_sums, moments)
                 return self.running_mean, self.running_var
-            if again and (used := self._forwards.recall(x, _fingerprint(x))) is not None:
+            if again and (used := self._forwards.recall(x, _fingerprint(x, moments))) is not None:
                 return _split_pair(used)
-            return self._move(x)
+            return self._move(x, moments)
 
     def start_collecting(self) -> None:
         """Let forwards add to `step_sums` and leave the estimates alone, until `step_sums` is None again."""
@@ -124,13 +129,13 @@ class EstimatedBatchNorm(nn.Module):
             2 * self.num_features + 1, dtype=at_least_float32(self.running_mean.dtype)
         )
 
-    def _collect(self, x: Tensor, step_sums: Tensor) -> None:
-        shift, square = centred_moments(x, self.running_mean)
+    def _collect(self, x: Tensor, step_sums: Tensor, moments: SampleMoments | None) -> None:
+        shift, square = _about(self.running_mean, x, moments)
         count = x.numel() // self.num_features
         step_sums.add_(torch.cat([shift * count, square * count, shift.new_full((1,), count)]))
 
-    def _move(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        shift, square = centred_moments(x, self.running_mean)
+    def _move(self, x: Tensor, moments: SampleMoments | None) -> tuple[Tensor, Tensor]:
+        shift, square = _about(self.running_mean, x, moments)
         self.moves.add_(1)
         # One value has no variance: a first move all the way to it would leave 0 of it, whatever it is.
         warm_up = self.warmup and x.numel() > self.num_features
@@ -140,8 +145,17 @@ class EstimatedBatchNorm(nn.Module):
         # Copies: the graph of this forward keeps its own values while later forwards move the buffers.
         used = torch.cat([self.running_mean, self.running_var])
         if not torch.compiler.is_compiling():
-            self._forwards.remember(x, fingerprint=_fingerprint(x), used=used)
+            self._forwards.remember(x, fingerprint=_fingerprint(x, moments), used=used)
         return _split_pair(used)
+
+
+def _about(centre: Tensor, x: Tensor, moments: SampleMoments | None) -> tuple[Tensor, Tensor]:
+    """`centred_moments(x, centre)`, from the moments of the samples if they are there."""
+    if moments is None:
+        return centred_moments(x, centre)
+    mean, var = moments
+    deviation = mean - centre
+    return deviation.mean(0), (var + deviation.square()).mean(0)
 
 
 def centred_moments(x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
@@ -212,14 +226,14 @@ def _per_channel(per_layer: Tensor, sizes: Sequence[int]) -> Tensor:
     return torch.cat([value.expand(size) for value, size in zip(per_layer.unbind(), sizes, strict=True)])
 
 
-def _fingerprint(x: Tensor) -> Tensor:
+def _fingerprint(x: Tensor, moments: SampleMoments | None) -> Tensor:
     """What tells one forward's input from another's: its channel means, and a corner (an image and its mirror differ there)."""
     corner = x[0]
     while corner.dim() > 1:
         corner = corner.select(1, 0)
-    return torch.cat(
-        [x.mean([0, *range(2, x.dim())], dtype=at_least_float32(x.dtype)), corner.to(at_least_float32(x.dtype))]
-    )
+    wide = at_least_float32(x.dtype)
+    mean = x.mean([0, *range(2, x.dim())], dtype=wide) if moments is None else moments[0].mean(0)
+    return torch.cat([mean, corner.to(wide)])
 
 
 def _split_pair(pair: Tensor) -> tuple[Tensor, Tensor]:

@@ -178,6 +178,7 @@ class _Surgery:
     renamed: dict[str, str] = field(default_factory=dict)
     ranks: dict[str, int] = field(default_factory=dict)
     fresh_statistics: bool = False
+    dead: int = 0
 
     @property
     def model(self) -> nn.Module:
@@ -216,6 +217,11 @@ class _Surgery:
             )
         if self.fresh_statistics:
             notes.append("running statistics start fresh: batchless.recalibrate(model, batches) estimates them")
+        if self.dead:
+            notes.append(
+                f"{self.dead} frozen normalizations have gains of 0 and will never pass anything on: load pretrained weights "
+                "before the conversion, or build the model without zero-initialized gains"
+            )
         if weight is None and isinstance(act, NoNorm):
             notes.append("nothing normalizes this model any more: consider none+sws")
         return notes
@@ -269,6 +275,7 @@ class _Surgery:
             self.name.act, source, statistics_hold=holds, rank=rank, spatial=spatial, name=qualified or "(model)"
         )
         self.fresh_statistics |= built.fresh_statistics
+        self.dead += built.dead
         if built.few_values:
             warnings.warn(f"{qualified}: {built.few_values}; fewer groups give steadier statistics", stacklevel=4)
         if isinstance(self.name.act, NoNorm):

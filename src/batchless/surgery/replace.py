@@ -51,12 +51,14 @@ class Built:
     """A new layer, and what the report says about it.
 
     `fresh_statistics`: it normalizes by statistics that have seen nothing yet. `few_values`: what to warn of, if anything.
+    `dead`: its gain is a constant 0.
     """
 
     layer: nn.Module
     detail: str
     fresh_statistics: bool = False
     few_values: str = ""
+    dead: bool = False
 
 
 def build_norm(
@@ -247,7 +249,9 @@ def _batch_norm(act: Bn | SyncBn | FrozenBn, source: BatchNormSource, statistics
         layer = kind(source.num_features, momentum=source.momentum, affine=source.weight is not None, **common)
     _copy_affine(layer, source)
     carried = _copy_statistics(layer, source, statistics_hold)
-    return Built(layer, _statistics_detail(carried) + averages, fresh_statistics=not carried)
+    dead = isinstance(act, FrozenBn) and starts_at_zero(source)
+    detail = _statistics_detail(carried) + averages + ("; its gain is a constant 0" if dead else "")
+    return Built(layer, detail, fresh_statistics=not carried, dead=dead)
 
 
 def _momentum(source: BatchNormSource) -> tuple[float, str]:
