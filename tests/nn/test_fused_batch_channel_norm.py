@@ -161,6 +161,13 @@ def test_a_constant_input_has_finite_gradients():
     assert x.grad.isfinite().all()
 
 
+def test_an_activation_may_write_over_the_output():
+    leaves = [torch.randn(2, 16, 4, 4, generator=torch.Generator().manual_seed(1)).requires_grad_() for _ in range(2)]
+    for leaf, activation in zip(leaves, (nn.ReLU(inplace=True), nn.ReLU()), strict=True):
+        activation(layer().eval()(leaf)).square().sum().backward()
+    torch.testing.assert_close(leaves[0].grad, leaves[1].grad, rtol=0, atol=0)
+
+
 def test_a_second_derivative_is_refused():
     x = torch.randn(1, 16, 4, 4, requires_grad=True)
     (gradient,) = torch.autograd.grad(layer()(x).square().sum(), x, create_graph=True)

@@ -166,8 +166,9 @@ def _affine(input: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     scale = scale.reshape(-1)
     zeros, ones = torch.zeros_like(scale), torch.ones_like(scale)
     found = torch.ops.aten.native_batch_norm(flat, scale, shift.reshape(-1), zeros, ones, False, 0.0, 0.0)
-    output: Tensor = found[0]
-    return output.view_as(input)
+    # Not view: an activation in place may write over the output, and autograd refuses that for views made in a Function.
+    output: Tensor = torch.ops.aten._unsafe_view(found[0], input.shape)
+    return output
 
 
 def _gradient_sums(gradient: Tensor, input: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
