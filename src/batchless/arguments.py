@@ -18,6 +18,7 @@ import yaml
 from batchless.advise import ConvertConfig, DoctorConfig
 from batchless.demo import DemoConfig
 from batchless.deploy import EvaluateConfig, ExportConfig, PredictConfig
+from batchless.federated import FederateConfig
 from batchless.tasks import TrainConfig
 
 Format = Literal["table", "html", "markdown", "json"]
@@ -62,22 +63,33 @@ class CompareConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ResumeConfig:
-    """Which run `batchless train --resume` goes on with; everything else is as the run has it.
+    """Which run `batchless train --resume` or `federate --resume` goes on with; everything else is as the run has it.
 
     Attributes:
+        verb: train or federate.
         resume: its folder.
         device: another device than before; None: the same.
         root: where the data lies now; None: where it lay.
     """
 
+    verb: Literal["train", "federate"]
     resume: str
     device: str | None = None
     root: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExplainConfig:
+    """Which federated run `batchless federate --explain` explains instead of running it."""
+
+    run: FederateConfig
+
+
 Config = (
     TrainConfig
+    | FederateConfig
     | ResumeConfig
+    | ExplainConfig
     | DemoConfig
     | CompareConfig
     | EvaluateConfig
@@ -103,6 +115,11 @@ _VERBS = {
         TrainConfig,
         (),
         "train one network, writes a run folder; `train --resume FOLDER` goes on with an interrupted run",
+    ),
+    "federate": _Verb(
+        FederateConfig,
+        (),
+        "federated learning over domains; `--explain` tells what is shared; `--resume FOLDER` goes on with a run",
     ),
     "compare": _Verb(CompareConfig, ("folders",), "a table from run folders; a page, Markdown or JSON with --out"),
     "evaluate": _Verb(EvaluateConfig, ("checkpoint",), "accuracy of a checkpoint, of each class, and what is confused"),
@@ -137,8 +154,12 @@ def parse_arguments(words: Sequence[str]) -> Config:
     for name, subparser in verbs.items():
         commands.add_subcommand(name, subparser, help=subparser.description)
     _check_words(words, verbs)
-    if words[0] == "train" and any(word.partition("=")[0] == "--resume" for word in words):
-        return _resume(words[1:])
+    if words[0] in ("train", "federate") and any(word.partition("=")[0] == "--resume" for word in words):
+        return _resume("train" if words[0] == "train" else "federate", words[1:])
+    if words[0] == "federate" and "--explain" in words:
+        run = parse_arguments([word for word in words if word != "--explain"])
+        assert isinstance(run, FederateConfig)
+        return ExplainConfig(run=run)
     try:
         parsed = parser.parse_args([_recipe_path(words, index) for index in range(len(words))])
     except ArgumentError as error:
@@ -157,7 +178,7 @@ def _parser(verb: _Verb) -> Any:
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False, description=verb.description)
-    if verb.settings is TrainConfig:
+    if verb.settings in (TrainConfig, FederateConfig):
         parser.add_argument("--config", action="config", help="a packaged recipe's name, or a YAML file")
     hints = get_type_hints(verb.settings)
     for name in verb.positional:
@@ -173,8 +194,8 @@ def _documented(kind: type, name: str) -> str:
     return found[1].rstrip(".") if found else name
 
 
-def _resume(words: Sequence[str]) -> ResumeConfig:
-    """The words after `batchless train`, of which one is `--resume`."""
+def _resume(verb: Literal["train", "federate"], words: Sequence[str]) -> ResumeConfig:
+    """The words after the verb, of which one is `--resume`."""
     values: dict[str, str] = {}
     names = {"--resume": "resume", "--device": "device", "--data.root": "root"}
     rest = iter(words)
@@ -186,8 +207,8 @@ def _resume(words: Sequence[str]) -> ResumeConfig:
             )
         values[names[flag]] = value or next(rest, "")
     if empty := [flag for flag, name in names.items() if values.get(name) == ""]:
-        raise ValueError(f"{empty[0]} got no value: write `batchless train --resume FOLDER`")
-    return ResumeConfig(**values)
+        raise ValueError(f"{empty[0]} got no value: write `batchless {verb} --resume FOLDER`")
+    return ResumeConfig(verb=verb, **values)
 
 
 def _settings(parser: Any) -> list[str]:
@@ -207,8 +228,8 @@ def _check_words(words: Sequence[str], verbs: dict[str, Any]) -> None:
     if verb not in verbs:
         nearest = _nearest(verb, [*verbs, "--help", "--version"])
         raise ValueError(f"unknown command {verb!r}{nearest}: choose one of {', '.join(verbs)}")
-    own = ("help", "print_config", "resume") if verb == "train" else ("help", "print_config")
-    known = [f"--{key}" for key in (*own, *_settings(verbs[verb]))]
+    own = {"train": ("resume",), "federate": ("resume", "explain")}.get(verb, ())
+    known = [f"--{key}" for key in ("help", "print_config", *own, *_settings(verbs[verb]))]
     for word in words[1:]:
         flag = word.partition("=")[0]
         if flag.startswith("--") and flag not in known:

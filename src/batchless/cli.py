@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from batchless import commands
 from batchless.advise import ConvertConfig, DoctorConfig
-from batchless.arguments import CompareConfig, ResumeConfig, parse_arguments
+from batchless.arguments import CompareConfig, ExplainConfig, ResumeConfig, parse_arguments
 from batchless.demo import DemoConfig
 from batchless.deploy import EvaluateConfig, ExportConfig, PredictConfig
+from batchless.federated import FederateConfig
 from batchless.tasks import TrainConfig
 
 _USAGE_ERROR = 2
@@ -38,8 +39,14 @@ def _run(words: Sequence[str]) -> int:
     match parse_arguments(words):
         case TrainConfig() as config:
             return commands.train(config)
-        case ResumeConfig() as config:
+        case FederateConfig() as config:
+            return commands.federate(config)
+        case ExplainConfig() as config:
+            return commands.explain(config)
+        case ResumeConfig(verb="train") as config:
             return commands.resume(config)
+        case ResumeConfig() as config:
+            return commands.resume_federate(config)
         case DemoConfig() as config:
             return commands.demo(config, command)
         case CompareConfig() as config:

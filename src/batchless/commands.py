@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from batchless.advise import ConvertConfig, DoctorConfig, run_convert, run_doctor
-from batchless.arguments import CompareConfig, ResumeConfig
+from batchless.arguments import CompareConfig, ExplainConfig, ResumeConfig
 from batchless.demo import DemoConfig, run_demo
 from batchless.deploy import (
     EvaluateConfig,
@@ -17,7 +17,15 @@ from batchless.deploy import (
     predict_checkpoint,
     prediction_table,
 )
-from batchless.report import claims, comparison, render_json, render_markdown, write_page
+from batchless.federated import (
+    FederateConfig,
+    FinishedFederation,
+    RoundProgress,
+    explain_federation,
+    resume_federation,
+    run_federation,
+)
+from batchless.report import compare_runs, render_json, render_markdown, write_page
 from batchless.runs import Run, find_runs, read_run
 from batchless.runs.atomic import write_text
 from batchless.tasks import FinishedRun, TrainConfig, resume_training, run_training
@@ -77,11 +85,73 @@ def _train(title: str, images: int | None, folder: Path, run: Callable[[OnProgre
         console.print(f"weights: {note}", markup=False, highlight=False)
     if console.quiet:
         return 0
-    console.print(comparison([read_run(finished.folder)]).rich())
+    console.print(compare_runs([read_run(finished.folder)]).rich())
     figures = finished.summary
     console.print(
         f"test accuracy {100 * figures['test_accuracy']:.1f} %, {figures['images_per_second']:.0f} images/s; "
         f"run folder {finished.folder}",
+        markup=False,
+        highlight=False,
+    )
+    return 0
+
+
+def federate(config: FederateConfig) -> int:
+    """Train over clients."""
+    print(explain_federation(config))
+
+    def run(on_round: Callable[[RoundProgress], None], should_stop: ShouldStop) -> FinishedFederation:
+        return run_federation(config, on_round, should_stop=should_stop)
+
+    return _federate(f"{config.algorithm}, {config.resolved_normalizer()}", config.rounds, config.folder(), run)
+
+
+def resume_federate(config: ResumeConfig) -> int:
+    """Go on with an interrupted federated run."""
+    begun = read_run(config.resume).config
+
+    def run(on_round: Callable[[RoundProgress], None], should_stop: ShouldStop) -> FinishedFederation:
+        return resume_federation(
+            config.resume, on_round, should_stop=should_stop, device=config.device, root=config.root
+        )
+
+    title = f"{begun.get('algorithm')}, {begun.get('normalizer')}"
+    return _federate(title, begun.get("rounds"), Path(config.resume), run)
+
+
+def explain(config: ExplainConfig) -> int:
+    """What a federated run would share."""
+    print(explain_federation(config.run))
+    return 0
+
+
+def _federate(
+    title: str,
+    rounds: int | None,
+    folder: Path,
+    run: Callable[[Callable[[RoundProgress], None], ShouldStop], FinishedFederation],
+) -> int:
+    import os
+
+    from rich.console import Console
+
+    console = Console(quiet=os.environ.get("RANK", "0") != "0")
+    try:
+        with _progress(console) as progress, stop_on_signals() as should_stop:
+            bar = progress.add_task(title, total=rounds, figures="")
+
+            def on_round(state: RoundProgress) -> None:
+                done = state.round - 1 + state.clients / max(state.clients_in_round, 1)
+                progress.update(bar, completed=round(done, 2), figures=_figures(state.figures))
+
+            finished = run(on_round, should_stop)
+    except TrainingStoppedError as stopped:
+        raise StoppedError(
+            f"stopped after {stopped.images} images, all saved; go on with: batchless federate --resume {folder}"
+        ) from stopped
+    console.print(compare_runs([read_run(finished.folder)]).rich(title="Test accuracy"))
+    console.print(
+        f"mean over domains {100 * finished.summary['test_accuracy']:.1f} %; run folder {finished.folder}",
         markup=False,
         highlight=False,
     )
@@ -125,16 +195,16 @@ def compare(config: CompareConfig, command: str) -> int:
     runs: list[Run] = [run for folder in config.folders for run in find_runs(folder)]
     if not runs:
         raise ValueError(f"no run folder in {', '.join(config.folders)}: name folders that hold a config.yaml")
-    table = comparison(runs)
+    table = compare_runs(runs)
     contents: Any = {
         "title": "Comparison of runs",
-        "findings": claims(table),
+        "findings": table.findings(control=config.control),
         "commands": [command],
         "control": config.control,
     }
     match config.form():
         case "table":
-            _give(f"{table}\n" if config.out is not None else None, config.out)
+            _give(table.markdown() if config.out is not None else None, config.out)
         case "html":
             write_page(str(config.out), runs, **contents)
         case "markdown":

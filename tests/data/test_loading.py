@@ -224,6 +224,8 @@ def test_workers_leave_interrupts_to_their_parent():
     assert len([first, *iterator]) == 40
 
 
+# torch tells of a dead worker in a signal handler, which raises wherever the main thread is: also in a destructor.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @few_cores
 def test_a_killed_worker_is_one_line(monkeypatch):
     def image(self, index):

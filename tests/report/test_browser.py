@@ -9,9 +9,10 @@ import shutil
 import subprocess
 
 import pytest
+from federated_folders import record, write_federated_run, write_federation_study
 from report_folders import prediction, write_pictures, write_run, write_study
 
-from batchless.report import claims, comparison
+from batchless.report import claims, compare_runs, comparison
 from batchless.report.page import render_page
 from batchless.runs import read_run
 
@@ -49,6 +50,34 @@ setTimeout(() => {
 }, 1500);
 """
 
+LOOK_FEDERATED = """
+const labels = (id) => [...document.querySelectorAll("#" + id + " .hoverlayer text")].map((text) => text.textContent);
+const count = (selector) => document.querySelectorAll(selector).length;
+const title = () => document.querySelector("#curve-0 .xtitle").textContent;
+const most = () => document.getElementById("curve-0").layout.xaxis.range[1];
+setTimeout(() => {
+  const seen = { charts: count(".js-plotly-plot"), points: count("#domains .point"), bars: count("#domains .errorbar"),
+                 lines: count("#curve-0 .js-line"), heat: count("#partition-0 .heatmaplayer image"),
+                 width: document.documentElement.scrollWidth, room: document.documentElement.clientWidth,
+                 titles: [title()], ends: [most()] };
+  Plotly.Fx.hover("domains", [{ curveNumber: 0, pointNumber: 4 }]);
+  seen.domain = labels("domains");
+  Plotly.Fx.hover("partition-0", { xval: 2, yval: 3 });
+  seen.client = labels("partition-0");
+  const buttons = [...document.querySelectorAll("button[data-across]")];
+  buttons[1].click();
+  document.querySelector("button[data-series]").click();
+  setTimeout(() => {
+    seen.titles.push(title());
+    seen.ends.push(most());
+    seen.pressed = buttons.map((button) => button.getAttribute("aria-pressed"));
+    seen.linesAfterHiding = count("#curve-0 .js-line");
+    seen.complaints = complaints;
+    parent.postMessage(JSON.stringify(seen), "*");
+  }, 500);
+}, 1500);
+"""
+
 
 # A headless window is at least 500 pixels wide, a frame can be a phone.
 FRAME = """
@@ -57,15 +86,15 @@ FRAME = """
 """
 
 
-def opened(text, folder, *flags, width=1000):
+def opened(text, folder, *flags, width=1000, look=LOOK):
     """Return what is seen of the page in a browser; the scripts that look are let in by their hash, as its own are."""
-    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in (WATCH, LOOK)]
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in (WATCH, look)]
     allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
     text = text.replace("script-src ", f"script-src {allowed} ", 1).replace(
         "<style>", f"<script>{WATCH}</script><style>", 1
     )
     head, _, tail = text.rpartition("</body>")
-    (folder / "page.html").write_text(f"{head}<script>{LOOK}</script></body>{tail}", encoding="utf-8")
+    (folder / "page.html").write_text(f"{head}<script>{look}</script></body>{tail}", encoding="utf-8")
     frame = folder / "frame.html"
     frame.write_text(FRAME % width)
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
@@ -122,3 +151,28 @@ def test_hostile_names_do_nothing_and_are_shown_as_they_are(tmp_path):
     label = "".join(seen["accuracy"]).replace(" ", "")
     assert label == f"{HOSTILE}, 2 images per forward50.0 (n=1)".replace(" ", "")
     assert "".join(seen["learning"]).replace(" ", "").startswith(f"{HOSTILE},seed0".replace(" ", ""))
+
+
+@pytest.mark.parametrize(("width", "flags"), [(1000, []), (375, ["--blink-settings=preferredColorScheme=0"])])
+def test_federated_charts_axes_and_partition(tmp_path, width, flags):
+    runs = write_federation_study(tmp_path / "runs", seeds=2, partition=record(alpha=0.3))
+    page = render_page(runs, title="A study", findings=compare_runs(runs).findings(), commands=["make demo"])
+    seen = opened(page, tmp_path, *flags, width=width, look=LOOK_FEDERATED)
+    assert seen["complaints"] == []
+    assert (seen["charts"], seen["points"], seen["bars"], seen["lines"], seen["heat"]) == (7, 15, 15, 6, 1)
+    assert re.fullmatch(r"fedavg \(bn\): mean\d\d\.\d ± \d\.\d % \(n=2\)", "".join(seen["domain"]))
+    assert re.fullmatch(r"client 3, webcam\d+ of class two", "".join(seen["client"]))
+    assert seen["titles"] == ["rounds", "images seen by all clients"]
+    assert seen["ends"] == pytest.approx([1.05 * 20, 1.05 * 20 * 248])
+    assert seen["pressed"] == ["false", "true", "false"]
+    assert seen["linesAfterHiding"] == 4
+    assert seen["width"] <= seen["room"] == width
+
+
+def test_hostile_names_of_federated_runs_do_nothing(tmp_path):
+    held = record() | {"classes": [HOSTILE] * 10}
+    held["clients"] = [client | {"domain": HOSTILE} for client in held["clients"]]
+    run = read_run(write_federated_run(tmp_path / "run", HOSTILE, HOSTILE, partition=held))
+    seen = opened(render_page([run], title="A", findings=[], commands=[]), tmp_path, look=LOOK_FEDERATED)
+    assert seen["complaints"] == []
+    assert HOSTILE.replace(" ", "") in "".join(seen["client"]).replace(" ", "")

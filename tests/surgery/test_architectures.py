@@ -1,6 +1,7 @@
 """Conversion and folding of whole libraries of architectures: what must hold of any model, tried on each."""
 
 import copy
+import gc
 import pickle
 from collections import Counter
 from dataclasses import dataclass
@@ -25,6 +26,13 @@ _NAMES = (
 )
 ACTIVATIONS = frozenset(_NAMES.split())
 """Activations as torch's operators name them."""
+
+
+@pytest.fixture(autouse=True)
+def _free():
+    """Models refer to themselves: without this, gigabytes of them wait for a garbage collector that counts objects."""
+    yield
+    gc.collect()
 
 
 class ActivationCalls(TorchDispatchMode):

@@ -5,6 +5,8 @@ from batchless.data.dataset import ImageDataset as ImageDataset
 from batchless.data.dataset import Subset as Subset
 from batchless.data.dataset import first_images as first_images
 from batchless.data.dataset import open_images as open_images
+from batchless.data.digit_domains import digit_domains as digit_domains
+from batchless.data.domains import open_domains as open_domains
 from batchless.data.loading import batches as batches
 from batchless.data.loading import epoch_order as epoch_order
 from batchless.data.mixing import Mix as Mix

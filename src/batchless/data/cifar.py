@@ -1,17 +1,14 @@
 """CIFAR-10 and CIFAR-100 in the python version: folders of pickles, read without trusting them."""
 
-import io
-import pickle
-from collections.abc import Callable
-from math import prod
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from batchless.data.memory import TensorImages, checked_labels
+from batchless.data.pickles import PickledArray, as_text, restricted_load
 
 FOLDERS = ("cifar-10-batches-py", "cifar-100-python")
 _FIX = "unpack the original archive (the python version) again"
@@ -58,14 +55,14 @@ def read_pickle(path: Path) -> dict[str, Any]:
     and `numpy.frombuffer`, and any other name in it is refused. ValueError naming the file otherwise.
     """
     try:
-        content = _RestrictedUnpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+        content = restricted_load(path.read_bytes())
     except FileNotFoundError as error:
         raise ValueError(f"{path}: no such file; {_FIX}") from error
     except Exception as error:  # a damaged pickle can raise nearly anything
         raise ValueError(f"{path}: not a CIFAR pickle ({' '.join(str(error).split())}); {_FIX}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds a {type(content).__name__} where CIFAR has a dictionary; {_FIX}")
-    return {_text(key): value.values if isinstance(value, _Array) else value for key, value in content.items()}
+    return {as_text(key): value.values if isinstance(value, PickledArray) else value for key, value in content.items()}
 
 
 def _is_cifar100(root: Path) -> bool:
@@ -78,7 +75,7 @@ def _names(path: Path, key: str) -> tuple[str, ...]:
     names = meta.get(key)
     if not isinstance(names, list) or not names or not all(isinstance(name, str | bytes) for name in names):
         raise ValueError(f"{path}: no list of class names under {key!r}, there is {sorted(meta)}; {_FIX}")
-    return tuple(_text(name) for name in names)
+    return tuple(as_text(name) for name in names)
 
 
 def _read_batch(path: Path, key: str, *, classes: int) -> tuple[NDArray[np.uint8], tuple[int, ...]]:
@@ -101,90 +98,3 @@ def _read_batch(path: Path, key: str, *, classes: int) -> tuple[NDArray[np.uint8
         if type(label) is not int:
             raise ValueError(f"{path}: label {label!r} of image {index} is no integer; {_FIX}")
     return images.reshape(-1, 3, 32, 32), checked_labels(labels, classes, path=path)
-
-
-def _text(value: object) -> str:
-    return value.decode("latin1") if isinstance(value, bytes) else str(value)
-
-
-class _DType:
-    """Stands for `numpy.dtype` in a pickle: an integer type."""
-
-    def __init__(self, name: str | bytes, align: object = None, copy: object = None) -> None:
-        self.name = _text(name)
-        if self.name not in ("u1", "i1", "i2", "i4", "i8"):
-            raise pickle.UnpicklingError(f"an array of type {self.name!r}")
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        if _text(state[1]) == ">":
-            raise pickle.UnpicklingError("a big-endian array")
-
-
-class _Array:
-    """Stands for an array while it is unpickled: what its pickled state says, checked."""
-
-    values: NDArray[Any]
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, shape, dtype, fortran, raw = state
-        if type(dtype) is not _DType or type(raw) not in (bytes, bytearray) or type(shape) is not tuple:
-            raise pickle.UnpicklingError("a malformed array")
-        flat = np.frombuffer(raw, "<" + dtype.name)
-        if not all(type(size) is int and size >= 0 for size in shape) or flat.size != prod(shape):
-            raise pickle.UnpicklingError(f"an array of shape {shape} with {flat.size} values")
-        self.values = np.array(flat.reshape(shape, order="F" if fortran else "C"), order="C")
-
-
-def _reconstruct(subtype: object, shape: object, typecode: object) -> _Array:
-    """`numpy.core.multiarray._reconstruct`: an empty array, whose state follows."""
-    return _Array()
-
-
-def _frombuffer(raw: object, dtype: object, shape: object, order: object) -> _Array:
-    """`numpy.core.numeric._frombuffer`: how protocol 5 has arrays."""
-    array = _Array()
-    array.__setstate__((1, shape, dtype, order == "F", raw))
-    return array
-
-
-def _encode(text: object, encoding: object) -> bytes:
-    """`_codecs.encode`: how Python 3 writes bytes in protocol 2."""
-    if not isinstance(text, str) or encoding != "latin1":
-        raise pickle.UnpicklingError(f"text encoded as {encoding!r}")
-    return text.encode("latin1")
-
-
-class _Sealed:
-    """A callable that a pickle can only call: it has no attributes that a BUILD instruction could set."""
-
-    __slots__ = ("_call",)
-
-    def __init__(self, call: Callable[..., object]) -> None:
-        self._call = call
-
-    def __call__(self, *arguments: object) -> object:
-        return self._call(*arguments)
-
-    def __setstate__(self, state: object) -> NoReturn:
-        raise pickle.UnpicklingError("a state for a function")
-
-
-_KNOWN: dict[tuple[str, str], object] = {
-    ("numpy", "dtype"): _Sealed(_DType),
-    ("numpy", "ndarray"): "numpy.ndarray",  # only ever handed to _reconstruct, which does not look at it
-    ("numpy.core.multiarray", "_reconstruct"): _Sealed(_reconstruct),
-    ("numpy._core.multiarray", "_reconstruct"): _Sealed(_reconstruct),
-    ("numpy.core.numeric", "_frombuffer"): _Sealed(_frombuffer),
-    ("numpy._core.numeric", "_frombuffer"): _Sealed(_frombuffer),
-    ("_codecs", "encode"): _Sealed(_encode),
-}
-
-
-class _RestrictedUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _KNOWN:
-            return _KNOWN[module, name]
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which CIFAR has no use for: refused")
-
-    def persistent_load(self, pid: object) -> NoReturn:
-        raise pickle.UnpicklingError("it refers to an object outside the file: refused")

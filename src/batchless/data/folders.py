@@ -57,7 +57,7 @@ def held_out_folder(root: Path) -> Path | None:
     ImageNet's `test/` often lies there too, flat and without labels.
     """
     present = [root / name for name in TEST_NAMES if (root / name).is_dir()]
-    return next((folder for folder in present if _subfolders(folder)), present[0] if present else None)
+    return next((folder for folder in present if subfolders(folder)), present[0] if present else None)
 
 
 def open_folders(root: Path, split: Literal["train", "test"]) -> FolderImages:
@@ -74,7 +74,7 @@ def open_folders(root: Path, split: Literal["train", "test"]) -> FolderImages:
     files: list[tuple[str, int]] = []
     for label, name in enumerate(classes):
         try:
-            found = _image_files(folder / name)
+            found = image_files(folder / name)
         except OSError as error:  # no permission, or a link that leads back to its own folder
             raise ValueError(
                 f"{error.filename}: cannot be listed ({error.strerror}); correct or remove this folder"
@@ -131,28 +131,29 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _image_files(folder: str | Path) -> list[str]:
+def image_files(folder: str | Path) -> list[str]:
     """Paths of the images in a folder, sorted, then those in its subfolders; a million of them takes seconds."""
-    files, subfolders = [], []
+    files, below = [], []
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
-                subfolders.append(entry.path)
+                below.append(entry.path)
             elif entry.name.lower().endswith(IMG_EXTENSIONS):
                 files.append(entry.path)
-    return sorted(files) + [path for subfolder in sorted(subfolders) for path in _image_files(subfolder)]
+    return sorted(files) + [path for subfolder in sorted(below) for path in image_files(subfolder)]
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
-    names = _subfolders(folder)
+    names = subfolders(folder)
     if not names:
         raise ValueError(f"{folder}: no class folders in it; put the images of each class into {folder}/<class>/")
     return names
 
 
-def _subfolders(folder: Path) -> tuple[str, ...]:
+def subfolders(folder: Path) -> tuple[str, ...]:
+    """The names of the folders in a folder, sorted; names that begin with a dot are ignored."""
     with os.scandir(folder) as entries:
         return tuple(sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()))
 

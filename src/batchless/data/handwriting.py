@@ -75,7 +75,7 @@ def handwriting(split: Split, *, copies: int | None = None) -> TensorImages:
     digits, labels = digit_instances(split)
     order = torch.arange(copies * len(digits)) % len(digits)
     draws = _draws(split, len(order))
-    background = _dimmed(_crops(_photo_halves(split), draws))
+    background = _dimmed(crops(photo_halves(split), draws))
     return TensorImages(
         images=_blend(background, _ink(digits[order], draws), draws),
         labels=tuple(labels[order].tolist()),
@@ -105,7 +105,7 @@ def digit_instances(split: Split) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(bunch.images[chosen]).float() / 16, torch.from_numpy(bunch.target[chosen]).long()
 
 
-def _photo_halves(split: Split) -> list[Tensor]:
+def photo_halves(split: Split) -> list[Tensor]:
     """The split's half of each photo, in full size and then in half size: float32 `[3, H, W]`, 0 to 255."""
     from sklearn.datasets import load_sample_images
 
@@ -129,18 +129,18 @@ def _index(draw: Tensor, count: int) -> Tensor:
     return (draw * count).long().clamp(max=count - 1)
 
 
-def _crops(photos: list[Tensor], draws: dict[str, Tensor]) -> Tensor:
+def crops(photos: list[Tensor], draws: dict[str, Tensor]) -> Tensor:
     """A random square of a random photo for each image: `[N, 3, SIZE, SIZE]`."""
     which = _index(draws["photo"], 2) + 2 * _index(draws["zoom"], 2)
-    crops = torch.empty(len(which), 3, SIZE, SIZE)
+    squares = torch.empty(len(which), 3, SIZE, SIZE)
     span = torch.arange(SIZE)
     for number, photo in enumerate(photos):
         chosen = (which == number).nonzero().flatten()
         top = _index(draws["top"][chosen], photo.shape[1] - SIZE + 1)
         left = _index(draws["left"][chosen], photo.shape[2] - SIZE + 1)
         rows, columns = (top[:, None] + span)[:, :, None], (left[:, None] + span)[:, None, :]
-        crops[chosen] = photo[:, rows, columns].transpose(0, 1)
-    return crops
+        squares[chosen] = photo[:, rows, columns].transpose(0, 1)
+    return squares
 
 
 def _dimmed(photos: Tensor) -> Tensor:

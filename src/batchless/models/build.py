@@ -6,19 +6,23 @@ from typing import Any
 from torch import nn
 
 from batchless.models.cifar_resnet import CifarResNet
+from batchless.models.fedbn import DigitsCNN, FedBNAlexNet
 from batchless.models.names import (
+    OWN_KINDS,
     TorchvisionTask,
     all_names,
     classifier_names,
     did_you_mean,
+    is_own_name,
     smp_names,
     timm_names,
     torchvision_names,
 )
+from batchless.models.small_images import mobilenet_for_small_images, resnet_for_small_images
 
 _KINDS = (
     "timm:<name> (such as timm:resnet18), torchvision:<name> (such as torchvision:resnet50), "
-    "cifar_resnet<depth> (such as cifar_resnet20)"
+    f"cifar_resnet<depth> (such as cifar_resnet20), {OWN_KINDS}"
 )
 _SMP_KIND = "smp:<Architecture>-<encoder> (such as smp:DeepLabV3-resnet18)"
 _WITH_AUXILIARY_OUTPUTS = ("googlenet", "inception_v3")
@@ -29,7 +33,9 @@ def build_model(name: str, *, num_classes: int) -> nn.Module:
     """A classification network with random weights: images `[N, 3, H, W]` to scores `[N, num_classes]`.
 
     Args:
-        name: `timm:<name>`, `torchvision:<name>`, or `cifar_resnet<depth>`.
+        name: `timm:<name>`, `torchvision:<name>`, `cifar_resnet<depth>`; FedBN's `digits_cnn` (28x28), `digits_cnn_32` and
+            `fedbn_alexnet`; for 32x32 images `resnet18_32`, `resnet34_32`, `resnet50_32`, `mobilenet_v2_32`, each also with
+            `_zero_init` after it: the last gain of every residual branch starts at 0, which `none` makes a SkipInit scalar.
         num_classes: outputs.
 
     Raises:
@@ -38,8 +44,8 @@ def build_model(name: str, *, num_classes: int) -> nn.Module:
     >>> sum(parameter.numel() for parameter in build_model("cifar_resnet20", num_classes=10).parameters())
     272474
     """
-    if match := re.fullmatch(r"cifar_resnet(\d+)", name):
-        return CifarResNet(int(match[1]), num_classes)
+    if is_own_name(name):
+        return _own(name, num_classes)
     library, _, rest = name.partition(":")
     if library == "timm" and rest in timm_names(tags="." in rest):
         return _timm(rest, num_classes=num_classes)
@@ -55,7 +61,8 @@ def build_any(name: str) -> nn.Module:
 
     Args:
         name: `timm:<name>`; `torchvision:<name>` (classification, segmentation, detection, video);
-            `smp:<Architecture>-<encoder>`; or `cifar_resnet<depth>`. `example_inputs` makes what its forward takes.
+            `smp:<Architecture>-<encoder>`; or our own, as `build_model` has them. `example_inputs` makes what its forward
+            takes.
 
     Raises:
         ValueError: unknown name, with the nearest ones; a library that is not installed, or that does not combine the two.
@@ -63,7 +70,7 @@ def build_any(name: str) -> nn.Module:
     >>> type(build_any("torchvision:lraspp_mobilenet_v3_large")).__name__
     'LRASPP'
     """
-    if re.fullmatch(r"cifar_resnet\d+", name):
+    if is_own_name(name):
         return build_model(name, num_classes=10)
     library, _, rest = name.partition(":")
     if library == "timm" and rest in timm_names(tags="." in rest):
@@ -74,6 +81,21 @@ def build_any(name: str) -> nn.Module:
         return _smp(rest)
     nearest = did_you_mean(name, all_names(tags="." in name))
     raise ValueError(f"unknown model {name!r}{nearest}: expected {_KINDS} or {_SMP_KIND}")
+
+
+def _own(name: str, num_classes: int) -> nn.Module:
+    if match := re.fullmatch(r"cifar_resnet(\d+)", name):
+        return CifarResNet(int(match[1]), num_classes)
+    zero_init_residual = name.endswith("_zero_init")
+    match name.removesuffix("_zero_init").removesuffix("_32"):
+        case "digits_cnn":
+            return DigitsCNN(num_classes, image_size=32 if name.endswith("_32") else 28)
+        case "fedbn_alexnet":
+            return FedBNAlexNet(num_classes)
+        case "mobilenet_v2":
+            return mobilenet_for_small_images(num_classes, zero_init_residual=zero_init_residual)
+        case resnet:
+            return resnet_for_small_images(resnet, num_classes, zero_init_residual=zero_init_residual)
 
 
 def _timm(name: str, **options: Any) -> nn.Module:

@@ -1,11 +1,26 @@
 """The names that the libraries know their models by, and the nearest ones to a wrong name."""
 
 import difflib
+import re
 from typing import Literal
 
 TorchvisionTask = Literal["classification", "segmentation", "detection", "video"]
 
-_CIFAR_NAMES = [f"cifar_resnet{depth}" for depth in (8, 14, 20, 32, 56, 110)]
+_SMALL_IMAGES = ("resnet18_32", "resnet34_32", "resnet50_32", "mobilenet_v2_32")
+_OWN_NAMES = [
+    *(f"cifar_resnet{depth}" for depth in (8, 14, 20, 32, 56, 110)),
+    "digits_cnn",
+    "digits_cnn_32",
+    "fedbn_alexnet",
+    *_SMALL_IMAGES,
+    *(f"{name}_zero_init" for name in _SMALL_IMAGES),
+]
+OWN_KINDS = f"digits_cnn, digits_cnn_32, fedbn_alexnet, {', '.join(_SMALL_IMAGES)} (these also with _zero_init)"
+
+
+def is_own_name(name: str) -> bool:
+    """Whether the network is built here rather than by a library: `cifar_resnet` of any depth, and the names of `OWN_KINDS`."""
+    return name in _OWN_NAMES or re.fullmatch(r"cifar_resnet\d+", name) is not None
 
 
 def timm_names(*, tags: bool) -> list[str]:
@@ -47,13 +62,13 @@ def smp_names() -> tuple[list[str], list[str]]:
 def classifier_names(*, tags: bool) -> list[str]:
     """Every name of a classification network, in full; timm's with `tags` or without."""
     torchvision = [f"torchvision:{name}" for name, task in torchvision_names().items() if task == "classification"]
-    return [*_CIFAR_NAMES, *(f"timm:{name}" for name in timm_names(tags=tags)), *torchvision]
+    return [*_OWN_NAMES, *(f"timm:{name}" for name in timm_names(tags=tags)), *torchvision]
 
 
 def all_names(*, tags: bool) -> list[str]:
     """Every name of any network but segmentation_models_pytorch's, in full; timm's with `tags` or without."""
     torchvision = [f"torchvision:{name}" for name in torchvision_names()]
-    return [*_CIFAR_NAMES, *(f"timm:{name}" for name in timm_names(tags=tags)), *torchvision]
+    return [*_OWN_NAMES, *(f"timm:{name}" for name in timm_names(tags=tags)), *torchvision]
 
 
 def did_you_mean(name: str, known: list[str]) -> str:

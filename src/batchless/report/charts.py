@@ -3,20 +3,13 @@
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from textwrap import wrap
 from typing import Any
 
 from batchless.report.curves import Curve, LearningCurves
-from batchless.report.escape import chart_text
+from batchless.report.figure import Figure, base_layout, folded, line_trace, percent_range
 from batchless.report.style import Style
 from batchless.report.table import Cell, Comparison
 from batchless.runs import Run
-
-Figure = dict[str, Any]
-"""`data` and `layout`, see https://plotly.com/javascript/reference."""
-
-_FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Noto Sans", "Liberation Sans", sans-serif'
-_LEAST_SPAN = 10.0  # percentage points: fewer on the whole axis would make a drama of noise
 
 
 def accuracy_chart(comparison: Comparison, looks: Mapping[str, Style]) -> Figure | None:
@@ -29,7 +22,7 @@ def accuracy_chart(comparison: Comparison, looks: Mapping[str, Style]) -> Figure
         return None
     crossed = [name for name in comparison.normalizers if _lacking(comparison, name)]
     span = max(math.log2(comparison.sizes[-1] / comparison.sizes[0]), 1.0)
-    low, high = _percent_range(min(mean - sd for mean, sd in means), max(mean + sd for mean, sd in means))
+    low, high = percent_range(min(mean - sd for mean, sd in means), max(mean + sd for mean, sd in means))
     low -= 0.08 * (high - low) if crossed else 0.0
     apart = span / 80 if any(sd for _, sd in means) else 0.0  # so that error bars do not hide each other
     traces = []
@@ -41,7 +34,7 @@ def accuracy_chart(comparison: Comparison, looks: Mapping[str, Style]) -> Figure
             traces.append(_crosses(comparison, looks[name], name, shift=shift, foot=low + 0.035 * (high - low)))
     first, last = math.log2(comparison.sizes[0]), math.log2(comparison.sizes[-1])
     middle, reach = (first + last) / 2, 0.56 * span
-    layout = _layout("test accuracy, %", height=420)
+    layout = base_layout("test accuracy, %", height=420)
     layout["xaxis"] |= {
         "range": [middle - reach, middle + reach],
         "tickvals": [math.log2(size) for size in comparison.sizes],
@@ -60,7 +53,7 @@ def learning_charts(
     most = max(images for images, _ in seen)
     values = [value for _, value in seen]
     if learning.tested:
-        low, high = _percent_range(min(values), max(values))
+        low, high = percent_range(min(values), max(values))
     else:
         low, high = _loss_range(learning.curves, values)
     charts = {}
@@ -71,7 +64,7 @@ def learning_charts(
             if curve and run.config["images_per_forward"] == size
         ]
         if traces:
-            layout = _layout(f"{learning.what}{',' if learning.unit else ''}{learning.unit}", height=240)
+            layout = base_layout(f"{learning.what}{',' if learning.unit else ''}{learning.unit}", height=240)
             layout["xaxis"] |= {"range": [-0.03 * most, 1.05 * most], "tickformat": "~s", "nticks": 5}
             layout["xaxis"] |= {"title": {"text": "images seen", "font": {"color": "--soft", "size": 12}}}
             layout["yaxis"] |= {"range": [low, high], "nticks": 6}
@@ -87,7 +80,7 @@ def _means(comparison: Comparison, look: Style, name: str, *, shift: float) -> d
     cells = [cell for cell in comparison.cells if cell.normalizer == name and cell.mean is not None]
     spread = [100 * (cell.sd or 0.0) for cell in cells]
     colour = f"--c{look.colour}"
-    trace = _trace(look, name) | {
+    trace = line_trace(look, name) | {
         "mode": "lines+markers",
         "x": [math.log2(cell.images_per_forward) + shift for cell in cells],
         "y": [100 * (cell.mean or 0.0) for cell in cells],
@@ -102,7 +95,7 @@ def _means(comparison: Comparison, look: Style, name: str, *, shift: float) -> d
 
 def _crosses(comparison: Comparison, look: Style, name: str, *, shift: float, foot: float) -> dict[str, Any]:
     cells = _lacking(comparison, name)
-    return _trace(look, name) | {
+    return line_trace(look, name) | {
         "mode": "markers",
         "x": [math.log2(cell.images_per_forward) + shift for cell in cells],
         "y": [foot] * len(cells),
@@ -115,11 +108,11 @@ def _crosses(comparison: Comparison, look: Style, name: str, *, shift: float, fo
 def _learning(run: Run, curve: Curve, look: Style, *, unit: str) -> dict[str, Any]:
     name = run.config["normalizer"]
     colour = f"--c{look.colour}"
-    return _trace(look, name) | {
+    return line_trace(look, name) | {
         "mode": "lines+markers",
         "x": [images for images, _ in curve],
         "y": [value for _, value in curve],
-        "text": _folded(f"{name}, seed {run.config.get('seed', '?')}"),
+        "text": folded(f"{name}, seed {run.config.get('seed', '?')}"),
         "hovertemplate": f"%{{data.text}}<br>%{{y:.4~g}}{unit} after %{{x:,}} images<extra></extra>",
         # The end alone is marked: it tells lines apart that share a colour.
         "marker": {
@@ -132,25 +125,10 @@ def _learning(run: Run, curve: Curve, look: Style, *, unit: str) -> dict[str, An
     }
 
 
-def _trace(look: Style, name: str) -> dict[str, Any]:
-    return {
-        "type": "scatter",
-        "name": chart_text(name),
-        "meta": look.index,  # the legend of the page shows and hides series by this
-        "line": {"color": f"--c{look.colour}", "dash": look.dash, "width": 2},
-    }
-
-
 def _cell_label(cell: Cell) -> str:
     size = cell.images_per_forward
     head = f"{cell.normalizer}, {size:,} {'image' if size == 1 else 'images'} per forward"
-    return f"{_folded(head)}<br>{_folded(cell.text().replace(' +- ', ' ± '))}"
-
-
-def _folded(text: str, *, width: int = 40, lines: int = 6) -> str:
-    """Return `text` escaped and in lines that fit a phone; a label as long as an error message is cut."""
-    folded = wrap(text, width, max_lines=lines, placeholder=" ...") or [""]
-    return "<br>".join(chart_text(line) for line in folded)
+    return f"{folded(head)}<br>{folded(cell.text().replace(' +- ', ' ± '))}"
 
 
 def _size_labels(sizes: Sequence[int]) -> list[str]:
@@ -160,53 +138,9 @@ def _size_labels(sizes: Sequence[int]) -> list[str]:
     return ["" if size in close else f"{size:,}" for size in sizes]
 
 
-def _percent_range(low: float, high: float) -> tuple[float, float]:
-    margin = max(_LEAST_SPAN - (high - low), 0.16 * (high - low)) / 2
-    return max(low - margin, -2.0), min(high + margin, 102.0)
-
-
 def _loss_range(curves: Sequence[Curve], values: Sequence[float]) -> tuple[float, float]:
     # A run that diverges would press all others flat on the axis: it leaves the plot at the top instead.
     start = max(curve[0][1] for curve in curves if curve)
     high = min(max(values), 1.5 * start) if start > 0 else max(values)
     low = min(0.0, *values)
     return low, high + 0.05 * max(high - low, 1e-9)
-
-
-def _layout(title: str, *, height: int) -> dict[str, Any]:
-    axis = {
-        "gridcolor": "--grid",
-        "linecolor": "--soft",
-        "zeroline": False,
-        "tickfont": {"color": "--soft", "size": 12},
-        "automargin": True,
-    }
-    return {
-        "height": height,
-        "margin": {"l": 34, "r": 10, "t": 30, "b": 44},
-        "title": {
-            "text": title,
-            "font": {"color": "--soft", "size": 13},
-            "x": 0,
-            "xref": "container",
-            "y": 1,
-            "yref": "container",
-            "yanchor": "top",
-            "pad": {"t": 6},
-        },
-        "font": {"family": _FONT, "color": "--ink"},
-        "paper_bgcolor": "--page",
-        "plot_bgcolor": "--page",
-        "hovermode": "closest",
-        "hoverlabel": {
-            "bgcolor": "--panel",
-            "bordercolor": "--soft",
-            "font": {"color": "--ink", "size": 13},
-            "align": "left",
-        },
-        "showlegend": False,
-        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "--soft", "activecolor": "--ink"},
-        "uirevision": "same",  # a zoom survives when series are hidden or the colours change
-        "xaxis": axis | {"showgrid": False, "ticks": "outside", "tickcolor": "--soft", "showline": True},
-        "yaxis": axis,
-    }

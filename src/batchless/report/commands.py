@@ -19,7 +19,13 @@ def recorded_commands(runs: Sequence[Run]) -> list[tuple[str, int]]:
 def repetition(run: Run) -> str:
     """Return the command that repeats a run from its configuration."""
     config = run.path / "config.yaml"
-    return f"batchless train --config {shlex.quote(str(config))} --out {shlex.quote(f'{run.path}-again')}"
+    verb = "federate" if is_federated(run) else "train"
+    return f"batchless {verb} --config {shlex.quote(str(config))} --out {shlex.quote(f'{run.path}-again')}"
+
+
+def is_federated(run: Run) -> bool:
+    """Whether `batchless federate` made the run."""
+    return run.config.get("kind") == "federate"
 
 
 def _is_worker(command: str) -> bool:

@@ -1,9 +1,8 @@
-"""Everything a report says, gathered from run folders once; each format only writes it down."""
+"""Everything a report says about runs of `batchless train`, gathered once; each format only writes it down."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from batchless.report.commands import recorded_commands, repetition
 from batchless.report.conversions import Conversion, read_conversions
 from batchless.report.curves import LearningCurves, learning_curves
 from batchless.report.difference import Difference, choose_control, difference
@@ -15,11 +14,9 @@ from batchless.runs import Run
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What a report says.
+    """What a report says about runs of `batchless train`.
 
     Attributes:
-        title: the heading.
-        findings: sentences before the numbers.
         runs: what is compared.
         table: their cells.
         control: the cell all others are compared with.
@@ -30,13 +27,8 @@ class Contents:
         conversions: what the normalizers did to the network.
         galleries: sample predictions.
         notes: what is missing or damaged in the run folders.
-        commands: how the report was made.
-        recorded: how the runs were made, and how many runs by each command.
-        repetition: a command that repeats the first run.
     """
 
-    title: str
-    findings: tuple[str, ...]
     runs: tuple[Run, ...]
     table: Comparison
     control: Cell
@@ -46,9 +38,11 @@ class Contents:
     conversions: tuple[Conversion, ...]
     galleries: tuple[Gallery, ...]
     notes: tuple[str, ...]
-    commands: tuple[str, ...]
-    recorded: tuple[tuple[str, int], ...]
-    repetition: str
+
+    @property
+    def control_has_accuracy(self) -> bool:
+        """Whether there is anything to compare with."""
+        return self.control.mean is not None
 
     @property
     def control_name(self) -> str:
@@ -57,16 +51,11 @@ class Contents:
         return f"{self.control.normalizer} at {size} {'image' if size == 1 else 'images'} per forward"
 
 
-def gather(
-    runs: Sequence[Run], *, title: str, findings: Sequence[str], commands: Sequence[str], control: str | None
-) -> Contents:
+def gather_trained(runs: Sequence[Run], *, control: str | None) -> Contents:
     """Read what the run folders hold beside the runs themselves, and compare.
 
     Args:
         runs: at least one, see `comparison`.
-        title: the heading.
-        findings: sentences shown before the numbers, such as those of `claims`.
-        commands: the exact commands that made the report.
         control: what all are compared with, see `choose_control`.
 
     Raises:
@@ -77,10 +66,7 @@ def gather(
     chosen = choose_control(table, control)
     conversions, lacking = read_conversions(runs)
     galleries, refused = read_galleries(runs)
-    recorded = [(command, count) for command, count in recorded_commands(runs) if command not in commands]
     return Contents(
-        title=title,
-        findings=tuple(findings),
         runs=tuple(runs),
         table=table,
         control=chosen,
@@ -90,7 +76,4 @@ def gather(
         conversions=tuple(conversions),
         galleries=tuple(galleries),
         notes=(*lacking, *refused),
-        commands=tuple(commands),
-        recorded=tuple(recorded),
-        repetition=repetition(runs[0]),
     )

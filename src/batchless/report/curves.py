@@ -1,7 +1,7 @@
 """Learning curves, as numbers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -48,6 +48,11 @@ def _curve(run: Run, *, kind: str, value: str, factor: float = 1.0) -> Curve:
         and (images := number(record.get("images"))) is not None
         and (found := number(record.get(value))) is not None
     ]
-    share = math.ceil(len(points) / POINTS)
-    groups = (points[start : start + share] for start in range(0, len(points), max(share, 1)))
-    return tuple((group[-1][0], fmean(y for _, y in group)) for group in groups)
+    return tuple((group[-1][0], fmean(y for _, y in group)) for group in grouped(points))
+
+
+def grouped(points: Sequence[tuple[float, float]]) -> Iterator[Sequence[tuple[float, float]]]:
+    """Yield consecutive points in at most `POINTS` groups."""
+    share = max(math.ceil(len(points) / POINTS), 1)
+    for start in range(0, len(points), share):
+        yield points[start : start + share]

@@ -4,6 +4,7 @@ import math
 import statistics
 from dataclasses import dataclass
 
+from batchless.report.sample import Sample
 from batchless.report.table import Cell, Comparison
 
 LEVEL = 0.95
@@ -11,7 +12,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Mean test accuracy of a cell minus that of the control, as a share: 0.01 is one percentage point.
+    """Mean test accuracy of some runs minus that of the control, as a share: 0.01 is one percentage point.
 
     Attributes:
         value: the difference of the means.
@@ -47,7 +48,7 @@ def choose_control(comparison: Comparison, wanted: str | None = None) -> Cell:
     raise ValueError(f"control is {wanted!r}, which was not run; give a normalizer, or one of {possible}")
 
 
-def difference(cell: Cell, control: Cell) -> Difference | None:
+def difference(cell: Sample, control: Sample) -> Difference | None:
     """Return how much more accurate `cell` is than `control`; None if either has no accuracy.
 
     With the same seeds in both, the differences seed by seed are taken (Student's t); otherwise the two means are
@@ -68,7 +69,7 @@ def difference(cell: Cell, control: Cell) -> Difference | None:
     return Difference(value=value, interval=(value - half, value + half), how=how)
 
 
-def _by_seed(cell: Cell, control: Cell) -> list[float] | None:
+def _by_seed(cell: Sample, control: Sample) -> list[float] | None:
     """Return the differences of the runs with the same seed; None unless each seed is in both, once."""
     one, other = (dict(zip(each.seeds, each.accuracies, strict=True)) for each in (cell, control))
     if None in one or one.keys() != other.keys() or len(one) != cell.n or len(other) != control.n:

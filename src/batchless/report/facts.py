@@ -5,16 +5,28 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from batchless.report.contents import Contents
+from batchless.report.federated_contents import FederatedContents
 from batchless.runs import Run, number
 
 
-def facts(contents: Contents) -> list[tuple[str, str]]:
+def facts(contents: Contents | FederatedContents) -> list[tuple[str, str]]:
     """Return what holds for the whole comparison, by name."""
     runs, shared = contents.runs, contents.table.shared
+    if isinstance(contents, FederatedContents):
+        clients = {len(partition.holders) for partition in contents.partitions}
+        federation = [
+            ("domains", len(contents.table.domains)),
+            ("clients", clients.pop() if len(clients) == 1 else None),
+            ("rounds", shared.get("rounds")),
+            ("local epochs", shared.get("local_epochs")),
+        ]
+    else:
+        federation = []
     budget = {run.summary.get("images") for run in runs if run.summary is not None and "failed" not in run.summary}
     seen = number(next(iter(budget))) if len(budget) == 1 else None
     told = [
         ("model", shared.get("model")),
+        *federation,
         ("images per optimizer step", shared.get("images_per_step")),
         ("images seen by each run", None if seen is None else f"{seen:,.0f}"),
         ("runs", len(runs)),

@@ -2,13 +2,20 @@
 
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from batchless.runs import Run
 
 COMPARED = ("normalizer", "images_per_forward", "seed")
+Named = Callable[[Run], str]
+"""What a run is called in a sentence about several: all its repetitions with other seeds are called the same."""
 MACHINE = ("cpu", "cores", "gpu", "torch", "torch_threads", "batchless", "git_commit")
+
+
+def cell_name(run: Run) -> str:
+    """Return the cell of an ordinary run in words."""
+    return f"{run.config['normalizer']} at {run.config['images_per_forward']}"
 
 
 def shared_config(runs: Sequence[Run]) -> dict[str, Any]:
@@ -17,8 +24,10 @@ def shared_config(runs: Sequence[Run]) -> dict[str, Any]:
     return {key: value for key, value in configs[0].items() if all(_same(one, configs[0], key) for one in configs)}
 
 
-def unlike(runs: Sequence[Run], *, ignore: Collection[str]) -> list[str]:
-    """Return one line per difference between the runs other than normalizer, images per forward and seed.
+def unlike(
+    runs: Sequence[Run], *, ignore: Collection[str], compared: Collection[str] = COMPARED, name: Named | None = None
+) -> list[str]:
+    """Return one line per difference between the runs other than in what is `compared`: normalizer, images per forward, seed.
 
     Looked at are the configuration (dotted keys, but for those in `ignore`), the images seen by runs that ended, and
     the machine and versions. A seed counted twice in one cell is a line as well: it makes n larger, not the evidence.
@@ -27,22 +36,27 @@ def unlike(runs: Sequence[Run], *, ignore: Collection[str]) -> list[str]:
     configs = [flatten(run.config) for run in runs]
     machines = [{f"the machine's {key}": run.environment.get(key) for key in MACHINE} for run in runs]
     return [
-        *_differences([_without(config, {*COMPARED, *ignore}) for config in configs]),
+        *_differences([_without(config, {*compared, *ignore}) for config in configs]),
         *_differences([{"the number of images seen": summary.get("images")} for summary in ended]),
         *_differences(machines),
-        *_repeated_seeds(runs),
+        *_repeated_seeds(runs, name or (lambda run: f"{cell_name(run)} images per forward")),
     ]
 
 
-def varied(runs: Sequence[Run], *, ignore: Collection[str] = ("out",)) -> list[tuple[str, str, str]]:
+def varied(
+    runs: Sequence[Run],
+    *,
+    ignore: Collection[str] = ("out",),
+    compared: Collection[str] = COMPARED,
+    name: Named = cell_name,
+) -> list[tuple[str, str, str]]:
     """Return each configuration key that is not the same everywhere, each of its values, and which runs have it."""
-    configs = [_without(flatten(run.config), {*COMPARED, *ignore}) for run in runs]
+    configs = [_without(flatten(run.config), {*compared, *ignore}) for run in runs]
     rows = []
     for key in dict.fromkeys(key for config in configs for key in config):
         who: dict[str, Counter[str]] = {}
         for run, config in zip(runs, configs, strict=True):
-            cell = f"{run.config['normalizer']} at {run.config['images_per_forward']}"
-            who.setdefault(_say(config.get(key)), Counter())[cell] += 1
+            who.setdefault(say(config.get(key)), Counter())[name(run)] += 1
         if len(who) > 1:
             rows += [
                 (key, value, ", ".join(f"{cell} ({_runs(count)})" for cell, count in cells.items()))
@@ -70,23 +84,24 @@ def _same(one: Mapping[str, Any], other: Mapping[str, Any], key: str) -> bool:
 def _differences(values: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = []
     for key in dict.fromkeys(key for mapping in values for key in mapping):
-        counts = Counter(_say(mapping.get(key)) for mapping in values)
+        counts = Counter(say(mapping.get(key)) for mapping in values)
         if len(counts) > 1:
             found = ", ".join(f"{value} ({_runs(count)})" for value, count in counts.items())
             lines.append(f"not like for like: {key} is {found}")
     return lines
 
 
-def _repeated_seeds(runs: Sequence[Run]) -> list[str]:
-    counts = Counter(tuple(_say(run.config.get(key)) for key in COMPARED) for run in runs)
+def _repeated_seeds(runs: Sequence[Run], name: Named) -> list[str]:
+    counts = Counter((name(run), say(run.config.get("seed"))) for run in runs)
     return [
-        f"not independent: {name} at {size} images per forward has seed {seed} {count} times; its n and sd mislead"
-        for (name, size, seed), count in counts.items()
+        f"not independent: {cell} has seed {seed} {count} times; its n and sd mislead"
+        for (cell, seed), count in counts.items()
         if count > 1
     ]
 
 
-def _say(value: object) -> str:
+def say(value: object) -> str:
+    """Return a configuration's value as a text."""
     if value is None:
         return "not set"
     return value if isinstance(value, str) else json.dumps(value, default=str)

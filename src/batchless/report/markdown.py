@@ -2,9 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 
-from batchless.report import rows
-from batchless.report.contents import Contents, gather
+from batchless.report import federated_rows, rows
+from batchless.report.contents import Contents
 from batchless.report.escape import markdown_code, markdown_text
+from batchless.report.federated_contents import FederatedContents
+from batchless.report.federated_table import MOMENTS
+from batchless.report.gather import gather
 from batchless.runs import Run
 
 
@@ -17,32 +20,67 @@ def render_markdown(
     control: str | None = None,
 ) -> str:
     """Return the comparison of `runs` as Markdown; the arguments are those of `write_page`."""
-    contents = gather(runs, title=title, findings=findings, commands=commands, control=control)
+    report = gather(runs, title=title, findings=findings, commands=commands, control=control)
     parts = [f"# {markdown_text(title)}"]
     if findings:
         parts += ["## Findings", _list(findings)]
-    parts += ["## Test accuracy", contents.table.markdown().rstrip(), "## All numbers", _about(contents)]
+    if report.trained is not None:
+        parts += _trained(report.trained)
+    if report.federated is not None:
+        parts += _federated(report.federated)
+    for half in report.halves:
+        parts += _derived(half)
+    parts += ["## Commands", *map(markdown_code, commands)]
+    parts += [markdown_code(command) for command, _ in report.recorded]
+    parts += ["Every run can be repeated from its folder alone:", markdown_code(report.repetition)]
+    if report.trained is not None:
+        parts += ["## Every run", _table(rows.RUNS, rows.run_rows(report.trained))]
+    if report.federated is not None:
+        parts += ["## Every federated run", _table(federated_rows.RUNS, federated_rows.run_rows(report.federated))]
+    if report.notes:
+        parts += ["## Missing or damaged files", _list(report.notes)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _trained(contents: Contents) -> list[str]:
+    parts = ["## Test accuracy", contents.table.markdown().rstrip(), "## All numbers", _about(contents)]
     parts.append(_table(rows.NUMBERS, rows.number_rows(contents)))
     if contents.learning is not None:
         parts += [f"## Learning curves: {contents.learning.what}", _table(rows.CURVES, rows.curve_rows(contents))]
-    if contents.varied or contents.conversions:
-        parts.append("## Derived settings")
+    return parts
+
+
+def _federated(contents: FederatedContents) -> list[str]:
+    parts = ["## Test accuracy by method and domain", contents.table.markdown().rstrip()]
+    parts += ["## All numbers, mean over the domains", _about(contents)]
+    parts.append(_table(federated_rows.NUMBERS, federated_rows.number_rows(contents)))
+    for moment in contents.table.moments:
+        head = (f"difference, points, {MOMENTS[moment]}", *contents.table.columns)
+        parts.append(_table(head, federated_rows.difference_rows(contents, moment)))
+    if contents.convergence:
+        parts += ["## Convergence", markdown_text(contents.level_text)]
+        parts.append(_table(federated_rows.CONVERGENCE, federated_rows.convergence_rows(contents)))
+        parts.append(_table(federated_rows.CURVES, federated_rows.curve_rows(contents)))
+    if contents.left_out:
+        parts += ["## Clients left out", _table(federated_rows.LEFT_OUT, federated_rows.left_out_rows(contents))]
+    for partition in contents.partitions:
+        parts += [f"## Partition: {markdown_text(partition.title)}"]
+        parts.append(_table(federated_rows.HOLDERS, federated_rows.holder_rows(partition)))
+    return parts
+
+
+def _derived(contents: Contents | FederatedContents) -> list[str]:
+    parts = ["## Derived settings"] if contents.varied or contents.conversions else []
     if contents.varied:
         parts.append(_table(("setting", "value", "runs"), contents.varied))
     for conversion in contents.conversions:
         parts += [f"### {markdown_text(conversion.normalizer)}", _table(rows.LAYERS, rows.layer_rows(conversion))]
         parts += [_list(conversion.notes)] if conversion.notes else []
-    parts += ["## Commands", *map(markdown_code, commands)]
-    parts += [markdown_code(command) for command, _ in contents.recorded]
-    parts += ["Every run can be repeated from its folder alone:", markdown_code(contents.repetition)]
-    parts += ["## Every run", _table(rows.RUNS, rows.run_rows(contents))]
-    if contents.notes:
-        parts += ["## Missing or damaged files", _list(contents.notes)]
-    return "\n\n".join(parts) + "\n"
+    return parts
 
 
-def _about(contents: Contents) -> str:
-    lacking = ", which has no accuracy" if contents.control.mean is None else ""
+def _about(contents: Contents | FederatedContents) -> str:
+    lacking = "" if contents.control_has_accuracy else ", which has no accuracy"
     return (
         f"The control is {markdown_text(contents.control_name)}{lacking}. Differences from it are in percentage points; "
         "each interval holds 95 % (paired by seed where both have the same seeds, otherwise Welch; one seed gives none)."
@@ -54,5 +92,5 @@ def _list(lines: Iterable[str]) -> str:
 
 
 def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    drawn = [head, ["---"] * len(head), *(map(markdown_text, line) for line in lines)]
+    drawn = [map(markdown_text, head), ["---"] * len(head), *(map(markdown_text, line) for line in lines)]
     return "\n".join(f"| {' | '.join(line)} |" for line in drawn)

@@ -3,7 +3,6 @@
 from batchless.report.contents import Contents
 from batchless.report.conversions import Conversion
 from batchless.report.difference import Difference
-from batchless.report.table import Cell
 from batchless.runs import Run, number
 
 NUMBERS = (
@@ -34,7 +33,7 @@ def number_rows(contents: Contents) -> list[tuple[str, ...]]:
             str(cell.n),
             _speed(cell.speed),
             _memory(cell.memory),
-            *_difference_texts(cell, contents.control, difference),
+            *difference_texts(difference, control=cell is contents.control),
         )
         for cell, difference in zip(contents.table.cells, contents.differences, strict=True)
     ]
@@ -51,7 +50,7 @@ def run_rows(contents: Contents) -> list[tuple[str, ...]]:
                 str(run.config["normalizer"]),
                 str(run.config["images_per_forward"]),
                 str(run.config.get("seed", "")),
-                _result(run),
+                result(run),
                 "" if images is None else f"{images:,.0f}",
                 "" if seconds is None else f"{seconds:,.1f}",
             )
@@ -89,7 +88,8 @@ def layer_rows(conversion: Conversion) -> list[tuple[str, ...]]:
     ]
 
 
-def _result(run: Run) -> str:
+def result(run: Run) -> str:
+    """Return what came out of a run."""
     if run.summary is None:
         return "not finished"
     if "failed" in run.summary:
@@ -98,8 +98,9 @@ def _result(run: Run) -> str:
     return "failed: no finite accuracy" if accuracy is None else f"{100 * accuracy:.2f} %"
 
 
-def _difference_texts(cell: Cell, control: Cell, difference: Difference | None) -> tuple[str, str, str]:
-    if cell is control:
+def difference_texts(difference: Difference | None, *, control: bool) -> tuple[str, str, str]:
+    """Return a difference in points, its interval, and how that was found; `control` says that this is the control."""
+    if control:
         return "control", "", ""
     if difference is None:
         return "", "", ""

@@ -6,8 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from batchless.report.contents import Contents, gather
+from batchless.report.contents import Contents
 from batchless.report.difference import Difference
+from batchless.report.federated_contents import FederatedContents
+from batchless.report.federated_rows import LEFT_OUT
+from batchless.report.federated_table import Method, Moment
+from batchless.report.gather import Report, gather
 from batchless.report.pictures import Gallery
 from batchless.report.table import Cell
 from batchless.runs import Run
@@ -25,15 +29,28 @@ def render_json(
 
     What no finite number is becomes null or, where a run folder says so, the text "nan". Pictures are left out.
     """
-    contents = gather(runs, title=title, findings=findings, commands=commands, control=control)
-    return json.dumps(_plain(_report(contents)), indent=2, allow_nan=False, default=str) + "\n"
+    report = gather(runs, title=title, findings=findings, commands=commands, control=control)
+    return json.dumps(_plain(_report(report)), indent=2, allow_nan=False, default=str) + "\n"
 
 
-def _report(contents: Contents) -> dict[str, Any]:
+def _report(report: Report) -> dict[str, Any]:
+    halves: dict[str, dict[str, Any]] = {}
+    if report.trained is not None:
+        halves["trained"] = _trained(report.trained)
+    if report.federated is not None:
+        halves["federated"] = _federated(report.federated)
+    return {
+        "title": report.title,
+        "findings": report.findings,
+        **(halves if len(halves) > 1 else next(iter(halves.values()))),  # the usual report is not nested
+        "commands": report.commands,
+        "notes": report.notes,
+    }
+
+
+def _trained(contents: Contents) -> dict[str, Any]:
     cells = zip(contents.table.cells, contents.differences, strict=True)
     return {
-        "title": contents.title,
-        "findings": contents.findings,
         "warnings": contents.table.warnings,
         "control": {
             "normalizer": contents.control.normalizer,
@@ -44,8 +61,51 @@ def _report(contents: Contents) -> dict[str, Any]:
         "shared_configuration": contents.table.shared,
         "conversions": [asdict(conversion) for conversion in contents.conversions],
         "predictions": [_predictions(gallery) for gallery in contents.galleries],
-        "commands": contents.commands,
-        "notes": contents.notes,
+    }
+
+
+def _federated(contents: FederatedContents) -> dict[str, Any]:
+    return {
+        "warnings": contents.table.warnings,
+        "control": contents.control.name,
+        "domains": contents.table.domains,
+        "methods": [_method(contents, method) for method in contents.table.methods],
+        "level_percent": contents.level,
+        "convergence": [asdict(one) for one in contents.convergence],
+        "left_out": [dict(zip(LEFT_OUT, line, strict=True)) for line in contents.left_out],
+        "partitions": [asdict(partition) for partition in contents.partitions],
+        "runs": [_run(run) for run in contents.runs],
+        "shared_configuration": contents.table.shared,
+        "conversions": [asdict(conversion) for conversion in contents.conversions],
+    }
+
+
+def _method(contents: FederatedContents, method: Method) -> dict[str, Any]:
+    return {
+        "name": method.name,
+        "accuracy": {
+            moment: {column: _score(contents, method, moment, column) for column in contents.table.columns}
+            for moment in contents.table.moments
+        },
+        "bytes": method.figure("bytes"),
+        "images": method.figure("images"),
+        "seconds": method.figure("seconds"),
+        "clients_left_out": method.left_out(),
+        "failures": method.failures,
+        "unfinished": method.unfinished,
+    }
+
+
+def _score(contents: FederatedContents, method: Method, moment: Moment, column: str) -> dict[str, Any]:
+    score = method.score(column, moment=moment)
+    found = contents.differences.get((method.name, moment, column))
+    return {
+        "mean": score.mean,
+        "sd": score.sd,
+        "n": score.n,
+        "accuracies": score.accuracies,
+        "seeds": score.seeds,
+        "difference": None if found is None else asdict(found),
     }
 
 

@@ -44,6 +44,6 @@ def style(index: int) -> Style:
     return Style(index=index, colour=index % COLOURS, dash=dash, dash_array=dash_array, symbol=symbol, path=path)
 
 
-def styles(names: Sequence[str]) -> dict[str, Style]:
-    """Return one look per name, used in every chart and table of a page."""
-    return {name: style(index) for index, name in enumerate(names)}
+def styles(names: Sequence[str], *, first: int = 0) -> dict[str, Style]:
+    """Return one look per name, used in every chart and table of a page; `first` is the index of the first."""
+    return {name: style(index) for index, name in enumerate(names, start=first)}

@@ -1,13 +1,13 @@
 """Runs side by side: accuracy and speed by normalizer and by images per forward, with spread, n, and what differs."""
 
 import statistics
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from batchless.report.escape import markdown_text
 from batchless.report.likeness import shared_config, unlike
+from batchless.report.sample import Sample, trouble
 from batchless.runs import Run, number
 
 if TYPE_CHECKING:
@@ -15,15 +15,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class Cell(Sample):
     """The runs of one normalizer at one number of images per forward.
 
     Attributes:
         normalizer: its name.
         images_per_forward: the micro-batch.
-        accuracies: test accuracy of each run that has one, 0 to 1.
-        seeds: the seed of each of those runs; None if it is no whole number.
-        speeds: images per second of those runs, as far as they say.
+        speeds: images per second of the runs that have an accuracy, as far as they say.
         memories: peak memory in bytes of those runs, as far as they say.
         failures: for each run that could not be done, why.
         unfinished: how many runs have not ended.
@@ -31,27 +29,10 @@ class Cell:
 
     normalizer: str
     images_per_forward: int
-    accuracies: tuple[float, ...]
-    seeds: tuple[int | None, ...]
     speeds: tuple[float, ...]
     memories: tuple[float, ...]
     failures: tuple[str, ...]
     unfinished: int
-
-    @property
-    def n(self) -> int:
-        """How many runs the mean is over."""
-        return len(self.accuracies)
-
-    @property
-    def mean(self) -> float | None:
-        """Mean test accuracy, 0 to 1; None without one."""
-        return statistics.fmean(self.accuracies) if self.accuracies else None
-
-    @property
-    def sd(self) -> float | None:
-        """Sample standard deviation of the test accuracy; None below two runs."""
-        return statistics.stdev(self.accuracies) if self.n > 1 else None
 
     @property
     def speed(self) -> float | None:
@@ -65,22 +46,14 @@ class Cell:
 
     def trouble(self) -> str:
         """Say what did not come to an accuracy: the reasons, and how many runs of how many; empty if all did."""
-        runs = self.n + len(self.failures) + self.unfinished
-        parts = [
-            f"failed: {reason}" if runs == 1 else f"{count} of {runs} failed: {reason}"
-            for reason, count in Counter(self.failures).items()
-        ]
-        if self.unfinished:
-            parts.append("not finished" if runs == 1 else f"{self.unfinished} of {runs} not finished")
-        return "; ".join(parts)
+        return trouble(self.n, self.failures, self.unfinished)
 
     def text(self) -> str:
         """Return the cell as one line: `71.2 +- 0.8 (n=3)`, in percent, with any trouble after it."""
         if self.mean is None:
             return self.trouble()
-        spread = "" if self.sd is None else f" +- {100 * self.sd:.1f}"
-        trouble = f"; {self.trouble()}" if self.trouble() else ""
-        return f"{100 * self.mean:.1f}{spread} (n={self.n}){trouble}"
+        after = f"; {self.trouble()}" if self.trouble() else ""
+        return f"{self.percent()} (n={self.n}){after}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,11 +144,11 @@ def _cell(normalizer: str, images_per_forward: int, runs: Iterable[Run]) -> Cell
             unfinished += 1
         elif "failed" in run.summary:
             failures.append(str(run.summary["failed"]))
-        elif (accuracy := _accuracy(run, run.summary)) is None:
+        elif (accuracy := checked_accuracy(run, run.summary)) is None:
             failures.append(f"its test accuracy is {run.summary['test_accuracy']}")
         else:
             accuracies.append(accuracy)
-            seeds.append(_seed(run))
+            seeds.append(seed_of(run))
             for key, values in figures.items():
                 values += [] if (value := number(run.summary.get(key))) is None else [value]
     return Cell(
@@ -190,7 +163,8 @@ def _cell(normalizer: str, images_per_forward: int, runs: Iterable[Run]) -> Cell
     )
 
 
-def _accuracy(run: Run, summary: Mapping[str, Any]) -> float | None:
+def checked_accuracy(run: Run, summary: Mapping[str, Any]) -> float | None:
+    """Return the run's test accuracy; None if it is not finite. ValueError if it is missing or no share."""
     if "test_accuracy" not in summary:
         raise ValueError(f"{run.path / 'summary.json'} has neither test_accuracy nor failed; was it written by a run?")
     accuracy = number(summary["test_accuracy"])
@@ -216,6 +190,7 @@ def _images_per_forward(run: Run) -> int:
     return value
 
 
-def _seed(run: Run) -> int | None:
+def seed_of(run: Run) -> int | None:
+    """Return the seed of a run; None if it is no whole number."""
     seed = run.config.get("seed")
     return seed if isinstance(seed, int) and not isinstance(seed, bool) else None

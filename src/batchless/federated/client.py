@@ -1,0 +1,295 @@
+"""The client's side of a round: local training on the one network of this process."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from batchless.data import Augment, ChannelStatistics, ImageDataset
+from batchless.federated.algorithms import Algorithm, Centralized, FedProx, FixBN
+from batchless.federated.partition import Client, Federation
+from batchless.federated.server import ServerState, require_usable
+from batchless.federated.sharing import tensor_kinds
+from batchless.federated.update import ClientFailedError, Update
+from batchless.nn.batch_norm import BatchNorm
+from batchless.surgery.recognize import is_normalization
+from batchless.tasks.classify import Batch, ImageData
+from batchless.train import Clip, OptimizerSettings, Task, accumulate
+
+CLIENT_OPTIMIZER = OptimizerSettings(
+    learning_rate=0.01, momentum=0.0, nesterov=False, weight_decay=0.0, warmup=0.0, schedule="constant"
+)
+"""Plain SGD at a constant rate, as FedBN's and FedWon's clients have it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientSettings:
+    """How every client trains.
+
+    Attributes:
+        images_per_forward: the micro-batch.
+        images_per_step: what one optimizer step sees, a multiple of `images_per_forward`; the last step of an epoch sees
+            what is left of it.
+        local_epochs: over the client's images in a round.
+        optimizer: made anew in each round; its schedule goes over all planned rounds.
+        image_size: S, the square that the network sees.
+        augment: what happens at random to a training image; None: nothing.
+        statistics: by which images are normalized.
+        seed: of everything random.
+        device: where the network lives.
+    """
+
+    images_per_forward: int
+    images_per_step: int
+    local_epochs: int = 1
+    optimizer: OptimizerSettings = CLIENT_OPTIMIZER
+    image_size: int
+    augment: Augment | None = None
+    statistics: ChannelStatistics
+    seed: int = 0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name in ("images_per_forward", "images_per_step", "local_epochs", "image_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if self.images_per_step % self.images_per_forward:
+            raise ValueError(
+                f"images_per_step={self.images_per_step} must be a multiple of images_per_forward={self.images_per_forward}"
+            )
+
+
+def participants(federation: Federation, algorithm: Algorithm) -> tuple[Client, ...]:
+    """The clients that train: those of the federation, or for `Centralized` one that has all their images."""
+    if not isinstance(algorithm, Centralized):
+        return federation.clients
+    images = PooledImages(parts=tuple(client.train for client in federation.clients))
+    return (Client(id=0, domain="all", train=images),)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PooledImages:
+    """The images of several datasets, one after the other; a `batchless.data.ImageDataset`."""
+
+    parts: tuple[ImageDataset, ...]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Those of the first, which are those of all."""
+        return self.parts[0].classes
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def image(self, index: int) -> Tensor:
+        """The image as uint8 `[3, H, W]`."""
+        part, own = self._find(index)
+        return part.image(own)
+
+    def label(self, index: int) -> int:
+        """The index of the image's class in `classes`."""
+        part, own = self._find(index)
+        return part.label(own)
+
+    def source(self, index: int) -> str:
+        """Where the image comes from, as its dataset says."""
+        part, own = self._find(index)
+        return part.source(own)
+
+    def _find(self, index: int) -> tuple[ImageDataset, int]:
+        for part in self.parts:
+            if index < len(part):
+                return part, index
+            index -= len(part)
+        raise IndexError(index)
+
+
+def load_state(model: nn.Module, state: ServerState, local: Mapping[str, Tensor] | None) -> None:
+    """Give `model` the server's tensors and a client's own; None: the initial ones, of a client that has none yet."""
+    model.load_state_dict({**state.initial, **state.shared, **(local or {})})
+
+
+def train_client(
+    model: nn.Module,
+    state: ServerState,
+    client: Client,
+    algorithm: Algorithm,
+    task: Task[Batch],
+    settings: ClientSettings,
+    *,
+    local: Mapping[str, Tensor] | None,
+) -> Update:
+    """Train the client's network for one round and return what it brings to it.
+
+    A function of its arguments but `model`, whose tensors are overwritten: every random number comes from
+    (seed, round, client). No step crosses epochs. A single last image joins the images before it where a forward sees more
+    than one, since batch statistics have nothing to say about one image.
+
+    Args:
+        model: the one network of this process, on `settings.device`.
+        state: before the round.
+        client: who trains.
+        algorithm: what is shared, and what is added to the loss.
+        task: whose loss.
+        settings: how.
+        local: the client's own tensors from its last round; None: its first.
+
+    Raises:
+        ClientFailedError: an image cannot be read, the network cannot be trained on so few, or a result is NaN or infinite.
+        ValueError: statistics over all processes, each of which trains another client.
+    """
+    _require_own_statistics(model)
+    began = time.perf_counter()
+    load_state(model, state, local)
+    try:
+        loss, count, images = _train(model, state, client, algorithm, task, settings)
+    except ValueError as error:
+        raise ClientFailedError(client.id, str(error)) from error
+    update = _update(model, client, algorithm, loss=(loss, count), images=images, seconds=time.perf_counter() - began)
+    require_usable(update, state, client=client.id)
+    return update
+
+
+def _train(
+    model: nn.Module,
+    state: ServerState,
+    client: Client,
+    algorithm: Algorithm,
+    task: Task[Batch],
+    settings: ClientSettings,
+) -> tuple[float, float, int]:
+    """Sum of the loss, of how many samples, and images seen."""
+    seed = Random(f"client/{settings.seed}/{state.round}/{client.id}").getrandbits(63)
+    data = ImageData(
+        train_images=client.train,
+        test_images=client.train,
+        image_size=settings.image_size,
+        augment=settings.augment,
+        statistics=settings.statistics,
+        seed=seed,
+    )
+    frozen = isinstance(algorithm, FixBN) and algorithm.frozen(state.round, planned_rounds=state.planned_rounds)
+    training_mode(model, frozen_statistics=frozen)
+    optimizer = settings.optimizer.build(model)
+    clip = settings.optimizer.clip()
+    if isinstance(algorithm, FedProx) and algorithm.mu > 0:
+        clip = ProximalGradient(mu=algorithm.mu, model=model, clip=clip)
+    total = torch.zeros((), dtype=torch.float64, device=settings.device)
+    samples: int | Tensor = 0
+    seen, in_all = 0, len(client.train) * settings.local_epochs
+    for epoch in range(settings.local_epochs):
+        steps = _steps(data.order(epoch), settings)
+        batches = iter(data.train(epoch, [part for step in steps for part in step]))
+        for step_parts in steps:
+            images = sum(map(len, step_parts))
+            share = (state.round + (seen + images / 2) / in_all) / state.planned_rounds
+            for group in optimizer.param_groups:
+                group["lr"] = settings.optimizer.learning_rate_at(share, images_per_step=settings.images_per_step)
+            torch.manual_seed(Random(f"step/{seed}/{seen}").getrandbits(63))  # what the model itself draws
+            with accumulate(model, optimizer, clip=clip, process_group=None) as step:
+                for _ in step_parts:
+                    batch = task.to(next(batches), settings.device)
+                    loss, count = task.loss(model, batch)
+                    mean = loss / (max(count, 1) if isinstance(count, int) else count.clamp_min(1))
+                    step.backward(mean, samples=count, images=task.images(batch))
+                    total += loss.detach()
+                    samples = samples + count
+            seen += images
+    if not bool(total.isfinite()):
+        raise ValueError("the loss became NaN or infinite: lower the learning rate, or clip (adaptive_clipping=0.1)")
+    return float(total), float(samples), seen
+
+
+def _steps(order: Sequence[int], settings: ClientSettings) -> list[list[Sequence[int]]]:
+    """The micro-batches of each step of an epoch."""
+    return [list(_pieces(step, settings.images_per_forward)) for step in _pieces(order, settings.images_per_step)]
+
+
+def _pieces(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    """Consecutive pieces of `size`, the last one shorter; a single last item joins the piece before.
+
+    >>> list(_pieces([0, 1, 2, 3, 4], 2)), list(_pieces([0, 1], 1)), list(_pieces([0], 2))
+    ([[0, 1], [2, 3, 4]], [[0], [1]], [[0]])
+    """
+    begin = 0
+    while begin < len(items):
+        end = min(begin + size, len(items))
+        if size > 1 and len(items) - end == 1:
+            end += 1
+        yield items[begin:end]
+        begin = end
+
+
+def training_mode(model: nn.Module, *, frozen_statistics: bool) -> None:
+    """Training mode; with `frozen_statistics` the normalization modules alone normalize by their running statistics."""
+    model.train()
+    if frozen_statistics:
+        for module in model.modules():
+            if is_normalization(module):
+                module.training = False  # not eval(): what they contain (dropout in timm's layers) goes on training
+
+
+class ProximalGradient:
+    """A clip that first adds FedProx's gradient: `mu (w - w_t)`, of `mu/2 * sum ||w - w_t||^2`, w_t as it is now.
+
+    Once per optimizer step and exact, whatever the number of micro-batches. A parameter without gradient has not moved.
+    """
+
+    def __init__(self, *, mu: float, model: nn.Module, clip: Clip | None) -> None:
+        self.mu, self.clip = mu, clip
+        self.start = [(parameter, parameter.detach().clone()) for parameter in model.parameters()]
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module) -> None:
+        """Add to the gradients of `model`, then clip them."""
+        for parameter, start in self.start:
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter - start, alpha=self.mu)
+        if self.clip is not None:
+            self.clip(model)
+
+
+def _require_own_statistics(model: nn.Module) -> None:
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return
+    for name, module in model.named_modules():
+        if isinstance(module, nn.SyncBatchNorm) or (isinstance(module, BatchNorm) and module.sync):
+            raise ValueError(
+                f"{name} takes its statistics over all processes, which train different clients: choose bn instead of "
+                "sync-bn, bcn without sync"
+            )
+
+
+@torch.no_grad()
+def _update(
+    model: nn.Module,
+    client: Client,
+    algorithm: Algorithm,
+    *,
+    loss: tuple[float, float],
+    images: int,
+    seconds: float,
+) -> Update:
+    weight = 1.0 if algorithm.weighting == "equal" else float(len(client.train))
+    sums, counters, local = {}, {}, {}
+    kinds = tensor_kinds(model)
+    for name, tensor in model.state_dict().items():
+        if kinds[name] in algorithm.local:
+            local[name] = tensor.detach().cpu().clone()
+        elif kinds[name] == "counter":
+            counters[name] = tensor.detach().cpu().clone()
+        else:
+            sums[name] = tensor.detach().to("cpu", torch.float64, copy=True).mul_(weight)
+    return Update(
+        weight=weight,
+        sums=sums,
+        counters=counters,
+        local={client.id: local} if local else {},
+        metrics={client.domain: {"loss": loss}},
+        images=images,
+        seconds=seconds,
+    )

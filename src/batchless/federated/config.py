@@ -1,0 +1,330 @@
+"""What makes a federated run what it is."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from batchless.data import IMAGENET_STATISTICS, Augment, ChannelStatistics
+from batchless.federated.algorithms import (
+    Algorithm,
+    Unseen,
+    Weighting,
+    default_clipping,
+    parse_algorithm,
+    resolve_normalizer,
+)
+from batchless.federated.client import CLIENT_OPTIMIZER, ClientSettings
+from batchless.federated.partitioners import Partitioner, parse_partitioner
+from batchless.tasks import DataSettings, TrainConfig
+from batchless.train import OptimizerSettings
+from batchless.train.device import require_device_name
+
+KIND = "federate"
+"""What `config.yaml` says under `kind`, to tell these runs from others."""
+
+_STATISTICS = {
+    "half": ChannelStatistics(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+    "imagenet": IMAGENET_STATISTICS,
+    "none": ChannelStatistics(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
+}
+_VALIDATION_SHARE = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class FederatedDataSettings:
+    """Which images, who has them, and what happens to them.
+
+    Attributes:
+        root: folder of domains in any known layout; None: the embedded digits in five domains.
+        domains: these only; None: all.
+        classes: these only; None: all.
+        unseen_domains: that have no client and are only tested on.
+        partitioner: how a domain's images are dealt out to its clients: iid, slices, dirichlet or shards.
+        alpha: of dirichlet: near 0 each client has few classes; None: 0.5.
+        minimum: of dirichlet: fewest images of a client; None: 10.
+        shards_per_client: of shards; None: 2.
+        images_per_client: that it trains on, at most; None: all.
+        validation_images: of each client's images, set aside to choose the round; None: a share of them.
+        validation_share: that share; None: 0.1, unless validation_images is given.
+        test_share: of a domain's images, where the data has no test images of its own.
+        seed: of who has which images; not the run's, so that runs with other seeds train on the same clients.
+        image_size: the square that the network sees, in pixels.
+        normalize: of pixels from 0 to 1: half takes 0.5 off and doubles, imagenet uses its statistics, none nothing.
+        crop_padding: random crops after padding by so many pixels.
+        random_resized_crop: random parts resized (ImageNet's way) instead.
+        flip: mirror images at random; not for digits.
+        rand_augment: so many operations of RandAugment on each training image; 0: none.
+        color_jitter: how far brightness, contrast and saturation change; 0: not.
+    """
+
+    root: str | None = None
+    domains: tuple[str, ...] | None = None
+    classes: tuple[str, ...] | None = None
+    unseen_domains: tuple[str, ...] = ()
+    partitioner: Literal["iid", "slices", "dirichlet", "shards"] = "iid"
+    alpha: float | None = None
+    minimum: int | None = None
+    shards_per_client: int | None = None
+    images_per_client: int | None = None
+    validation_images: int | None = None
+    validation_share: float | None = None
+    test_share: float = 0.2
+    seed: int = 0
+    image_size: int = 32
+    normalize: Literal["half", "imagenet", "none"] = "half"
+    crop_padding: int = 0
+    random_resized_crop: bool = False
+    flip: bool = False
+    rand_augment: int = 0
+    color_jitter: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("image_size", 1),
+            ("images_per_client", 1),
+            ("validation_images", 0),
+            ("seed", 0),
+            ("crop_padding", 0),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"data.{name} must be {least} or more, got {value}")
+        if not 0 < self.test_share < 1:
+            raise ValueError(f"data.test_share must be above 0 and below 1, got {self.test_share}")
+        if not 0 <= self.held_out()["validation_share"] < 1:
+            raise ValueError(f"data.validation_share must be from 0 to below 1, got {self.validation_share}")
+        if self.validation_images and self.validation_share:
+            raise ValueError("data.validation_images and data.validation_share are alternatives: set one of them")
+        if self.normalize not in _STATISTICS:
+            raise ValueError(f"data.normalize must be {', '.join(_STATISTICS)}; got {self.normalize!r}")
+        try:
+            self.rule()
+            self.augment()
+        except ValueError as error:
+            raise ValueError(f"data: {error}") from error
+
+    def rule(self) -> Partitioner:
+        """How a domain's images are dealt out."""
+        given = {"alpha": self.alpha, "minimum": self.minimum, "per_client": self.shards_per_client}
+        return parse_partitioner(self.partitioner, **_given(given))
+
+    def held_out(self) -> dict[str, Any]:
+        """The validation settings as `partition` takes them."""
+        share = self.validation_share
+        if share is None:
+            share = _VALIDATION_SHARE if self.validation_images is None else 0.0
+        return {"validation_images": self.validation_images or 0, "validation_share": share}
+
+    def augment(self) -> Augment | None:
+        """What happens at random to a training image; None: nothing."""
+        augment = Augment(
+            crop_padding=self.crop_padding,
+            random_resized_crop=self.random_resized_crop,
+            flip=self.flip,
+            rand_augment=self.rand_augment,
+            color_jitter=self.color_jitter,
+        )
+        return None if augment == Augment(crop_padding=0, random_resized_crop=False, flip=False) else augment
+
+    def statistics(self) -> ChannelStatistics:
+        """By which images are normalized: nothing that clients would have to tell."""
+        return _STATISTICS[self.normalize]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """What the server makes of the clients' mean.
+
+    Attributes:
+        name: average, fedavgm, fedadam or fedyogi.
+        learning_rate: of the others; None: the optimizer's own.
+        momentum: of fedavgm; None: 0.9.
+        beta1: of fedadam and fedyogi; None: 0.9.
+        beta2: of fedadam and fedyogi; None: 0.99.
+        tau: of fedadam and fedyogi: adaptivity; None: 0.001.
+    """
+
+    name: str = "average"
+    learning_rate: float | None = None
+    momentum: float | None = None
+    beta1: float | None = None
+    beta2: float | None = None
+    tau: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FederateConfig:
+    """Everything that makes a federated run what it is; `config.yaml` in its folder.
+
+    Attributes:
+        algorithm: fedavg, fedprox, silobn, fedbn, fixbn, fedwon, standalone or centralized.
+        mu: of fedprox; None: 0.01.
+        freeze_after: of fixbn: share of the rounds; None: 0.5.
+        unseen: of fedbn and silobn: how clients without layers of their own are evaluated; None: reestimate.
+        weighting: of clients in the mean: images or equal.
+        server: what the server makes of the mean.
+        model: `digits_cnn_32`, `fedbn_alexnet`, `cifar_resnet<depth>`, `torchvision:<name>`, `timm:<name>`, ...
+        normalizer: such as bn, gn+ws; None: the algorithm's own, none+sws for fedwon, else bn.
+        rounds: in all.
+        clients_per_domain: how many share a domain's images.
+        fraction: of the clients that take part in a round.
+        min_clients: of a round's clients, so many must not fail.
+        local_epochs: of each client in a round.
+        images_per_forward: the micro-batch; None: images_per_step.
+        images_per_step: what one optimizer step of a client sees.
+        evaluate_every: rounds from one evaluation to the next; the last round is always evaluated.
+        checkpoint_rounds: rounds from one checkpoint to the next; evaluated rounds always have one.
+        workers: processes that train clients; None: one for each core. The result is the same.
+        threads: of torch, for each client.
+        seed: of weights, order, augmentation and of who takes part.
+        out: the run folder; None: runs/<algorithm>-<model>-<normalizer>-<images_per_step>-seed<seed>.
+        weights: checkpoint of the unconverted network to start from; None: random weights.
+        device: cpu or cuda.
+        tensorboard: whether the metrics are written as TensorBoard events too.
+        data: which images, and who has them.
+        optimizer: of the clients, made anew each round.
+    """
+
+    algorithm: str = "fedavg"
+    mu: float | None = None
+    freeze_after: float | None = None
+    unseen: Unseen | None = None
+    weighting: Weighting = "images"
+    server: ServerSettings = field(default_factory=ServerSettings)
+    model: str = "cifar_resnet8"
+    normalizer: str | None = None
+    rounds: int = 20
+    clients_per_domain: int = 1
+    fraction: float = 1.0
+    min_clients: int = 1
+    local_epochs: int = 1
+    images_per_forward: int | None = None
+    images_per_step: int = 32
+    evaluate_every: int = 1
+    checkpoint_rounds: int = 1
+    workers: int | None = None
+    threads: int = 1
+    seed: int = 0
+    out: str | None = None
+    weights: str | None = None
+    device: str = "cpu"
+    tensorboard: bool = True
+    data: FederatedDataSettings = field(default_factory=FederatedDataSettings)
+    optimizer: OptimizerSettings = CLIENT_OPTIMIZER
+
+    def __post_init__(self) -> None:
+        self.resolved_normalizer()
+        self.client_settings(device=self.device)
+        require_device_name(self.device)
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"fraction is a share of the clients, above 0 and at most 1; got {self.fraction}")
+        for name in (
+            "rounds",
+            "clients_per_domain",
+            "min_clients",
+            "evaluate_every",
+            "checkpoint_rounds",
+            "workers",
+            "threads",
+        ):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be 1 or more, got {value}")
+
+    def parsed_algorithm(self) -> Algorithm:
+        """The algorithm with its settings."""
+        given = {"mu": self.mu, "freeze_after": self.freeze_after, "unseen": self.unseen}
+        return parse_algorithm(
+            self.algorithm, server=_given(asdict(self.server)), weighting=self.weighting, **_given(given)
+        )
+
+    def resolved_normalizer(self) -> str:
+        """The canonical name of the network's normalizer."""
+        return resolve_normalizer(self.parsed_algorithm(), self.normalizer)
+
+    def client_settings(self, *, device: str) -> ClientSettings:
+        """How every client trains, on the device of this process; with the clipping that belongs to the algorithm."""
+        optimizer = self.optimizer
+        if optimizer.adaptive_clipping is None and optimizer.clip_norm is None:
+            clipping = default_clipping(self.parsed_algorithm(), images_per_step=self.images_per_step)
+            optimizer = replace(optimizer, adaptive_clipping=clipping)
+        return ClientSettings(
+            images_per_forward=self.images_per_step if self.images_per_forward is None else self.images_per_forward,
+            images_per_step=self.images_per_step,
+            local_epochs=self.local_epochs,
+            optimizer=optimizer,
+            image_size=self.data.image_size,
+            augment=self.data.augment(),
+            statistics=self.data.statistics(),
+            seed=self.seed,
+            device=device,
+        )
+
+    def network_config(self) -> TrainConfig:
+        """A training of the same network: what checkpoints say of it, so that all that takes trained networks takes these."""
+        settings = self.client_settings(device=self.device)
+        return TrainConfig(
+            model=self.model,
+            normalizer=self.resolved_normalizer(),
+            images_per_forward=settings.images_per_forward,
+            images_per_step=settings.images_per_step,
+            seed=self.seed,
+            weights=self.weights,
+            threads=self.threads,
+            data=DataSettings(root=self.data.root, image_size=self.data.image_size, crop_padding=0),
+            optimizer=settings.optimizer,
+        )
+
+    def worker_count(self, clients: int) -> int:
+        """How many processes train: no more than clients in a round."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(cores if self.workers is None else self.workers, clients)
+
+    def folder(self) -> Path:
+        """Where the run is written."""
+        if self.out is not None:
+            return Path(self.out)
+        model = self.model.replace(":", "-")
+        name = f"{self.algorithm}-{model}-{self.resolved_normalizer()}-{self.images_per_step}-seed{self.seed}"
+        return Path("runs") / name
+
+    def plain(self) -> dict[str, Any]:
+        """As `config.yaml` holds it: with its kind, and the normalizer's name in its canonical form."""
+        return {"kind": KIND} | asdict(self) | {"normalizer": self.resolved_normalizer()}
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any], *, source: str | Path) -> "FederateConfig":
+        """The configuration that `plain()` was of; settings that came later have their defaults.
+
+        ValueError naming `source` if a setting is unknown or wrong, or if it is of another kind of run.
+        """
+        groups: dict[str, Any] = {
+            "data": FederatedDataSettings,
+            "optimizer": OptimizerSettings,
+            "server": ServerSettings,
+        }
+        values = dict(plain)
+        if values.pop("kind", None) != KIND:
+            raise ValueError(f"{source} is of no federated run: `batchless train --resume` goes on with a training")
+        try:
+            made: FederateConfig = _made(
+                cls, {name: _made(groups[name], value) if name in groups else value for name, value in values.items()}
+            )
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{source} holds no configuration of a federated run: {error}") from error
+        return made
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _made(kind: Any, values: Mapping[str, Any]) -> Any:
+    known = {item.name for item in fields(kind)}
+    if unknown := sorted(set(values) - known):
+        raise ValueError(f"unknown setting {unknown[0]!r}")
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})

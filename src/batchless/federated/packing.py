@@ -1,0 +1,126 @@
+"""Many tensors as one: what travels between processes is one buffer and a list of what lies where."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from batchless.federated.update import Update
+
+_ALIGNMENT = 64
+"""Bytes; as torch's own memory is, so that a view can be of any type and is read as fast."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies in a buffer.
+
+    Attributes:
+        name: of the tensor.
+        dtype: of the tensor.
+        shape: of the tensor.
+        begin: its first byte.
+    """
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    begin: int
+
+    @property
+    def bytes(self) -> int:
+        """Its length."""
+        return self.dtype.itemsize * torch.Size(self.shape).numel()
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Tensors by name in one buffer of bytes; each process that has it writes and reads the same ones where it is shared.
+
+    >>> packed = Packed.of({"a": torch.tensor([1.0, 2.0]), "b": torch.tensor(3)})
+    >>> packed.tensors()
+    {'a': tensor([1., 2.]), 'b': tensor(3)}
+    """
+
+    places: tuple[Place, ...]
+    buffer: Tensor
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> "Packed":
+        """Copies of the tensors, on the CPU."""
+        places = []
+        end = 0
+        for name, tensor in tensors.items():
+            place = Place(name, tensor.dtype, tuple(tensor.shape), end)
+            places.append(place)
+            end += -(-place.bytes // _ALIGNMENT) * _ALIGNMENT
+        packed = cls(tuple(places), torch.empty(end, dtype=torch.uint8))
+        packed.write(tensors)
+        return packed
+
+    def in_shared_memory(self) -> "Packed":
+        """Itself, its buffer moved to where other processes can map it."""
+        self.buffer.share_memory_()  # type: ignore[no-untyped-call]
+        return self
+
+    def fits(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Whether `tensors` have the same names, types and shapes, in the same order."""
+        return [(place.name, place.dtype, place.shape) for place in self.places] == [
+            (name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()
+        ]
+
+    def write(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put the values of tensors that fit in their places."""
+        assert self.fits(tensors)
+        for name, view in self.tensors().items():
+            view.copy_(tensors[name])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Views of the buffer, by name."""
+        return {
+            place.name: self.buffer[place.begin : place.begin + place.bytes].view(place.dtype).view(place.shape)
+            for place in self.places
+        }
+
+
+def tensors_of(update: Update) -> dict[str, Tensor]:
+    """All tensors of an update, under one name each."""
+    tensors = {f"sums/{name}": value for name, value in update.sums.items()}
+    tensors |= {f"counters/{name}": value for name, value in update.counters.items()}
+    return tensors | {f"local/{name}": value for name, value in joined_locals(update.local).items()}
+
+
+def without_tensors(update: Update) -> Update:
+    """The rest of it: some numbers."""
+    return replace(update, sums={}, counters={}, local={})
+
+
+def with_tensors(rest: Update, tensors: Mapping[str, Tensor]) -> Update:
+    """The update again; its sums are those in `tensors`, its counters and local tensors are copies.
+
+    >>> update = Update(weight=2.0, sums={"w": torch.ones(2)}, local={3: {"a/b": torch.zeros(1)}})
+    >>> again = with_tensors(without_tensors(update), tensors_of(update))
+    >>> again.weight, again.sums, again.local
+    (2.0, {'w': tensor([1., 1.])}, {3: {'a/b': tensor([0.])}})
+    """
+    groups: dict[str, dict[str, Tensor]] = {"sums": {}, "counters": {}, "local": {}}
+    for key, tensor in tensors.items():
+        group, _, name = key.partition("/")
+        groups[group][name] = tensor if group == "sums" else tensor.clone()
+    local = separate_locals(groups["local"])
+    return replace(rest, sums=groups["sums"], counters=groups["counters"], local=local)
+
+
+def joined_locals(locals: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The clients' own tensors, under one name each."""
+    return {f"{client}/{name}": value for client, local in locals.items() for name, value in local.items()}
+
+
+def separate_locals(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """The inverse of `joined_locals`; no copies."""
+    locals: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        client, _, name = key.partition("/")
+        locals.setdefault(int(client), {})[name] = tensor
+    return locals

@@ -1,0 +1,101 @@
+"""Runs of both kinds: `batchless train`'s and `batchless federate`'s are compared each among themselves."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from batchless.report.claims import claims
+from batchless.report.commands import is_federated
+from batchless.report.difference import choose_control
+from batchless.report.federated_claims import federated_claims
+from batchless.report.federated_contents import choose_method
+from batchless.report.federated_table import FederatedComparison, federated_comparison
+from batchless.report.table import Comparison, comparison
+from batchless.runs import Run
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Halves:
+    """The comparisons of some runs: of those trained in one place, and of those trained by a federation.
+
+    Attributes:
+        trained: None if there are no such runs.
+        federated: None if there are no such runs; one of the two is there.
+    """
+
+    trained: Comparison | None
+    federated: FederatedComparison | None
+
+    @property
+    def tables(self) -> list[Comparison | FederatedComparison]:
+        """Those that are there."""
+        return [table for table in (self.trained, self.federated) if table is not None]
+
+    def findings(self, *, control: str | None = None) -> list[str]:
+        """Return what the numbers say: the sentences of `claims` and of `federated_claims`."""
+        _, federated_control = controls(self, control)
+        ordinary = [] if self.trained is None else claims(self.trained)
+        return ordinary + (
+            [] if self.federated is None else federated_claims(self.federated, control=federated_control)
+        )
+
+    def markdown(self) -> str:
+        """Return the tables as Markdown, with their warnings."""
+        return "\n".join(table.markdown() for table in self.tables)
+
+    def rich(self, *, title: str = "") -> "Table | Group":
+        """Return the tables for the terminal."""
+        from rich.console import Group
+
+        drawn = [table.rich(title=title) for table in self.tables]
+        return drawn[0] if len(drawn) == 1 else Group(*drawn)
+
+
+def split(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
+    """Return the runs of `batchless train` and those of `batchless federate`."""
+    return [run for run in runs if not is_federated(run)], [run for run in runs if is_federated(run)]
+
+
+def compare_runs(runs: Sequence[Run]) -> Halves:
+    """Compare runs of either kind, or of both.
+
+    Args:
+        runs: at least one, see `comparison` and `federated_comparison`.
+
+    Raises:
+        ValueError: no runs, or a run that cannot be compared.
+    """
+    trained, federated = split(runs)
+    return Halves(
+        trained=comparison(trained) if trained or not federated else None,
+        federated=federated_comparison(federated) if federated else None,
+    )
+
+
+def controls(halves: Halves, wanted: str | None) -> tuple[str | None, str | None]:
+    """Return the control of each half: `wanted` where it was run, otherwise that half's own choice.
+
+    Raises:
+        ValueError: it was run in neither.
+    """
+    if wanted is None or len(halves.tables) == 1:
+        return wanted, wanted
+    assert halves.trained is not None
+    assert halves.federated is not None
+    found: list[str | None] = []
+    errors: list[ValueError] = []
+    for choose in (partial(choose_control, halves.trained), partial(choose_method, halves.federated)):
+        try:
+            choose(wanted)
+            found.append(wanted)
+        except ValueError as error:
+            found.append(None)
+            errors.append(error)
+    if len(errors) == 2:
+        raise ValueError(f"{errors[0]}; of the federated runs: {errors[1]}")
+    return found[0], found[1]

@@ -1,0 +1,276 @@
+"""One round on whatever engine: the sum, the clients that are left out, and what is not forgiven."""
+
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+
+import odd_images
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_federation import client, federation, images, network, settings
+
+from batchless.federated.algorithms import Algorithm, Centralized, FedAvg, FedBN, Standalone
+from batchless.federated.engine import Engine, LocalEngine, Workplace, needed_locals, run_round, sum_in_blocks
+from batchless.federated.packing import Packed, tensors_of, with_tensors, without_tensors
+from batchless.federated.partition import Client
+from batchless.federated.server import ServerState, initial_state
+from batchless.federated.update import ClientFailedError, Update, add_in_blocks, failed
+from batchless.federated.workers import WorkerEngine
+from batchless.tasks import Classify
+from batchless.train.interrupt import TrainingStoppedError, never_stop
+
+
+def workplace(*clients: Client, algorithm: Algorithm | None = None) -> Workplace:
+    return Workplace(
+        model=network(),
+        federation=federation(*clients),
+        algorithm=FedAvg() if algorithm is None else algorithm,
+        task=Classify(),
+        settings=settings(),
+    )
+
+
+def one_round(engine: Engine, place: Workplace, state: ServerState, *, min_clients: int = 1, stop=never_stop):
+    chosen = [one.id for one in place.clients()]
+    return run_round(
+        engine,
+        place,
+        state,
+        chosen,
+        {},
+        min_clients=min_clients,
+        should_stop=stop,
+        on_client=lambda done, of: None,
+    )
+
+
+def begin(place: Workplace) -> ServerState:
+    return initial_state(place.model, place.algorithm, 3)
+
+
+def odd(kind: type, id: int) -> Client:
+    return replace(client(id), train=kind(**vars(images(6, seed=id))))
+
+
+def states_equal(first: ServerState, second: ServerState) -> bool:
+    return all(torch.equal(value, second.shared[name]) for name, value in first.shared.items())
+
+
+# The sum.
+
+
+def update(position: int) -> Update:
+    if position % 5 == 3:
+        return failed(ClientFailedError(position, "a reason"))
+    generator = torch.Generator().manual_seed(position)
+    return Update(
+        weight=1.0 + position,
+        sums={"w": torch.randn(7, generator=generator, dtype=torch.float64) * 10.0**position},
+        counters={"n": torch.tensor(position)},
+        local={position: {"gain": torch.tensor([float(position)])}},
+        metrics={"dark": {"loss": (0.1 * position, 2.0)}},
+        images=position,
+        seconds=1.0,
+    )
+
+
+@given(count=st.integers(1, 30))
+def test_the_streamed_sum_has_the_bits_of_the_definition(count):
+    whole = add_in_blocks({position: update(position) for position in range(count)})
+    streamed = sum_in_blocks(update(position) for position in range(count))
+    for name in ("weight", "counters", "metrics", "images", "seconds", "left_out", "local"):
+        assert getattr(streamed, name) == getattr(whole, name)
+    assert all(torch.equal(streamed.sums[name], value) for name, value in whole.sums.items())
+
+
+def test_blocks_matter_to_the_bits():
+    """In one go the sum of 20 is another one: the blocks are what makes the test above strict."""
+    total = Update()
+    for position in range(20):
+        total = total + update(position)
+    assert not torch.equal(total.sums["w"], sum_in_blocks(update(position) for position in range(20)).sums["w"])
+
+
+def test_an_update_is_forgotten_when_it_is_added_and_its_memory_is_not_kept():
+    """100 clients need no more memory than 10; a maker may overwrite its sums once the next update is asked for."""
+    alive: list[weakref.ref] = []
+    most = 0
+    shared = torch.zeros(7, dtype=torch.float64)
+
+    def updates() -> Iterator[Update]:
+        nonlocal most
+        for position in range(100):
+            made = update(position)
+            if made.sums:
+                shared.copy_(made.sums["w"])
+                made = replace(made, sums={"w": shared})
+            alive.append(weakref.ref(made))
+            most = max(most, sum(ref() is not None for ref in alive))
+            yield made
+
+    streamed = sum_in_blocks(updates())
+    assert most <= 3
+    assert torch.equal(streamed.sums["w"], add_in_blocks({p: update(p) for p in range(100)}).sums["w"])
+
+
+# Tensors in one buffer.
+
+
+@given(
+    shapes=st.lists(st.lists(st.integers(0, 4), max_size=3), max_size=6),
+    dtypes=st.lists(
+        st.sampled_from([torch.float32, torch.float64, torch.int64, torch.bool, torch.bfloat16]), min_size=6
+    ),
+)
+def test_packed_tensors_come_back(shapes, dtypes):
+    tensors = {
+        f"t.{i}/x": (torch.arange(torch.Size(shape).numel()) % 2).reshape(shape).to(dtype)
+        for i, (shape, dtype) in enumerate(zip(shapes, dtypes, strict=False))
+    }
+    packed = Packed.of(tensors)
+    assert packed.fits(tensors)
+    again = packed.tensors()
+    assert list(again) == list(tensors)
+    for name, tensor in tensors.items():
+        assert again[name].dtype == tensor.dtype
+        assert torch.equal(again[name], tensor)
+        tensor.zero_()
+    packed.write(tensors)
+    assert all(not bool(view.any()) for view in packed.tensors().values())
+
+
+def test_an_update_survives_its_journey_and_keeps_nothing_of_the_buffer_but_its_sums():
+    given = update(4)
+    packed = Packed.of(tensors_of(given))
+    again = with_tensors(without_tensors(given), packed.tensors())
+    packed.buffer.zero_()
+    assert again.weight == given.weight
+    assert again.counters == given.counters
+    assert again.local == given.local
+    assert not bool(again.sums["w"].any())
+
+
+# Clients that fail.
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_client_that_fails_is_left_out_and_named(workers):
+    """The round is that of the others, at their positions."""
+    place = workplace(client(0), client(1), odd(odd_images.Unreadable, 2), client(3))
+    state = begin(place)
+    if workers == 1:
+        after, brought = one_round(LocalEngine(workplace=place), place, state)
+    else:
+        with WorkerEngine(place, state, count=workers, threads=1) as engine:
+            after, brought = one_round(engine, place, state)
+            after, brought = one_round(engine, place, state)  # nothing of the failure is left behind
+    (left,) = brought.left_out
+    assert left.client == 2
+    assert "image 0 is damaged" in left.reason
+    clients = place.clients()
+    others = {p: place.train(state, clients[p], None) for p in (0, 1, 3)}
+    expected = add_in_blocks(others)
+    for name, value in expected.sums.items():
+        mean = (value / expected.weight).to(after.shared[name].dtype)
+        assert torch.equal(after.shared[name], mean), name
+
+
+def test_a_worker_that_dies_costs_its_client_only():
+    place = workplace(client(0), odd(odd_images.Deadly, 1), client(2), client(3))
+    state = begin(place)
+    with WorkerEngine(place, state, count=2, threads=1) as engine:
+        before = {worker.process.pid for worker in engine.workers}
+        after, brought = one_round(engine, place, state)
+        assert [(left.client, left.reason) for left in brought.left_out] == [
+            (1, "its process ended (killed by SIGKILL)")
+        ]
+        assert len({worker.process.pid for worker in engine.workers} - before) == 1
+        again, _ = one_round(engine, place, state)
+    assert brought.images == 18
+    assert states_equal(after, again)
+    alive = {worker.process.pid for worker in engine.workers}
+    assert not alive, "the workers have ended with the engine"
+
+
+def test_too_few_clients_left_is_one_line_with_the_reasons():
+    place = workplace(client(0), odd(odd_images.Unreadable, 1), odd(odd_images.Unreadable, 2))
+    state = begin(place)
+    message = r"round 1: 1 of 3 clients left, min_clients is 2 \(client 1: .*damaged; client 2: .*damaged\)"
+    with pytest.raises(ValueError, match=message) as raised:
+        one_round(LocalEngine(workplace=place), place, state, min_clients=2)
+    assert "\n" not in str(raised.value)
+    assert one_round(LocalEngine(workplace=place), place, state, min_clients=1)[0].round == 1
+
+
+def test_an_error_that_is_not_a_clients_is_not_forgiven():
+    place = workplace(client(0), odd(odd_images.Buggy, 1))
+    state = begin(place)
+    with pytest.raises(RuntimeError, match="a bug of ours"):
+        one_round(LocalEngine(workplace=place), place, state)
+    with (
+        WorkerEngine(place, state, count=2, threads=1) as engine,
+        pytest.raises(RuntimeError, match=r"Traceback[\s\S]*odd_images[\s\S]*a bug of ours"),
+    ):
+        one_round(engine, place, state)
+
+
+def test_slow_clients_change_no_bit_and_the_others_do_not_run_far_ahead():
+    """The first client takes longest: the others wait for it with what they have, three positions a worker at most."""
+    place = workplace(odd(odd_images.Slow, 0), *(client(id) for id in range(1, 12)))
+    state = begin(place)
+    expected, _ = one_round(LocalEngine(workplace=place), place, state)
+    with WorkerEngine(place, state, count=2, threads=1) as engine:
+        found, _ = one_round(engine, place, state)
+        assert 2 <= sum(len(worker.slots) for worker in engine.workers) <= 6
+    assert states_equal(expected, found)
+
+
+def test_stopping_within_a_round():
+    place = workplace(*(client(id) for id in range(4)))
+    state = begin(place)
+    asked = iter([False, True, True])
+    with pytest.raises(TrainingStoppedError):
+        one_round(LocalEngine(workplace=place), place, state, stop=lambda: next(asked))
+    assert next(asked), "asked twice: after the second client there was no third"
+    # After the last client nothing would be saved by stopping.
+    assert one_round(LocalEngine(workplace=place), place, state, stop=iter([False] * 3).__next__)[0].round == 1
+
+
+# Evaluation and what it needs.
+
+
+@pytest.mark.parametrize("algorithm", [FedAvg(), FedBN(), Standalone(), Centralized()], ids=lambda a: a.name)
+def test_workers_evaluate_as_one_process_does(algorithm):
+    place = workplace(client(0), client(1, domain="light"), client(2), algorithm=algorithm)
+    place = replace(place, federation=replace(place.federation, domains=("dark", "light")))
+    state = begin(place)
+    after, brought = one_round(LocalEngine(workplace=place), place, state)
+    expected = LocalEngine(workplace=place).figures(after, brought.local)
+    with WorkerEngine(place, state, count=2, threads=1) as engine:
+        assert engine.figures(after, brought.local) == expected
+    assert list(expected) == ["dark", "light"]
+
+
+def test_only_the_local_tensors_that_are_read_are_sent():
+    made = federation(client(0), client(1, domain="light"), client(2), unseen=("far",))
+    locals = {id: {"gain": torch.tensor([float(id)])} for id in range(3)}
+
+    def sent(domain: str, having: Sequence[int] = (0, 1, 2)) -> list[int]:
+        return sorted(needed_locals(made, {id: locals[id] for id in having}, domain))
+
+    assert sent("dark") == [0, 2]
+    assert sent("light") == [1]
+    assert sent("far") == [0, 1, 2]
+    assert sent("dark", having=(1, 2)) == [1, 2]  # client 0 has none yet: it may need the mean of all
+
+
+def test_shared_memory_that_is_too_small_is_said_before_anything_starts(monkeypatch, tmp_path):
+    place = workplace(client(0), client(1))
+    state = begin(place)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10))
+    monkeypatch.setattr("batchless.federated.workers._SHARED_MEMORY", tmp_path)
+    with pytest.raises(ValueError, match=r"2 workers need about \d+ MB in .*, 0 MB are free: use fewer workers"):
+        WorkerEngine(place, state, count=2, threads=1)
