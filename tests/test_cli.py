@@ -13,6 +13,7 @@ from batchless import commands
 from batchless.arguments import parse_arguments
 from batchless.cli import main
 from batchless.demo import DemoConfig
+from batchless.federated import run_federation
 from batchless.models import build_model
 from batchless.runs import load_checkpoint
 from batchless.tasks import TrainConfig, run_training
@@ -385,3 +386,31 @@ def test_the_formats_of_a_comparison(capsys, complaint):
     assert "give it a name by --out" in complaint("compare", "run", "--format", "html")
     assert "end it in" in complaint("compare", "run", "--out", "report.pdf")
     assert "gn" in complaint("compare", "run", "--out", "report.md", "--control", "gn")
+
+
+def test_federate_explains_runs_and_resumes(capsys, monkeypatch):
+    words = ["federate", "--rounds", "2", "--data.images_per_client", "20", "--data.domains", "[plain, fonts]"]
+    words += ["--images_per_step", "20", "--tensorboard", "false", "--workers", "1"]
+    assert main([*words, "--explain"]) == 0
+    assert "statistic" in capsys.readouterr().out
+
+    def stop_soon(config, on_round, *, should_stop, on_start):
+        calls = iter(range(1000))
+        return run_federation(config, on_round, should_stop=lambda: next(calls) >= 3, on_start=on_start)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(commands, "run_federation", stop_soon)
+        assert main([*words, "--out", "run"]) == 130
+    assert "batchless federate --resume run" in capsys.readouterr().err
+    assert main(["federate", "--resume", "run"]) == 0
+    assert "fonts" in capsys.readouterr().out
+    assert json.loads(Path("run/summary.json").read_text())["images"] == 80
+    assert main(["compare", "run", "--out", "report.html"]) == 0
+
+
+def test_a_federated_run_is_no_training_and_the_reverse(complaint, capsys):
+    assert main(train("--out", "run", "--tensorboard", "false")) == 0
+    capsys.readouterr()
+    Path("run/summary.json").unlink()
+    assert "of no federated run" in complaint("federate", "--resume", "run")
+    assert "unknown flag --algoritm (did you mean --algorithm?)" in complaint("federate", "--algoritm", "fedbn")

@@ -98,10 +98,9 @@ def _train(title: str, images: int | None, folder: Path, run: Callable[[OnProgre
 
 def federate(config: FederateConfig) -> int:
     """Train over clients."""
-    print(explain_federation(config))
 
     def run(on_round: Callable[[RoundProgress], None], should_stop: ShouldStop) -> FinishedFederation:
-        return run_federation(config, on_round, should_stop=should_stop)
+        return run_federation(config, on_round, should_stop=should_stop, on_start=print)
 
     return _federate(f"{config.algorithm}, {config.resolved_normalizer()}", config.rounds, config.folder(), run)
 

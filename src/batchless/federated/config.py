@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,10 +18,11 @@ from batchless.federated.algorithms import (
 from batchless.federated.client import CLIENT_OPTIMIZER, ClientSettings
 from batchless.federated.partitioners import Partitioner, parse_partitioner
 from batchless.tasks import DataSettings, TrainConfig
+from batchless.tasks.config import made_from
 from batchless.train import OptimizerSettings
 from batchless.train.device import require_device_name
 
-KIND = "federate"
+KIND: Literal["federate"] = "federate"
 """What `config.yaml` says under `kind`, to tell these runs from others."""
 
 _STATISTICS = {
@@ -159,6 +160,7 @@ class FederateConfig:
     """Everything that makes a federated run what it is; `config.yaml` in its folder.
 
     Attributes:
+        kind: tells this configuration from a training's.
         algorithm: fedavg, fedprox, silobn, fedbn, fixbn, fedwon, standalone or centralized.
         mu: of fedprox; None: 0.01.
         freeze_after: of fixbn: share of the rounds; None: 0.5.
@@ -187,6 +189,7 @@ class FederateConfig:
         optimizer: of the clients, made anew each round.
     """
 
+    kind: Literal["federate"] = KIND
     algorithm: str = "fedavg"
     mu: float | None = None
     freeze_after: float | None = None
@@ -294,7 +297,7 @@ class FederateConfig:
 
     def plain(self) -> dict[str, Any]:
         """As `config.yaml` holds it: with its kind, and the normalizer's name in its canonical form."""
-        return {"kind": KIND} | asdict(self) | {"normalizer": self.resolved_normalizer()}
+        return asdict(self) | {"normalizer": self.resolved_normalizer()}
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any], *, source: str | Path) -> "FederateConfig":
@@ -311,8 +314,9 @@ class FederateConfig:
         if values.pop("kind", None) != KIND:
             raise ValueError(f"{source} is of no federated run: `batchless train --resume` goes on with a training")
         try:
-            made: FederateConfig = _made(
-                cls, {name: _made(groups[name], value) if name in groups else value for name, value in values.items()}
+            made: FederateConfig = made_from(
+                cls,
+                {name: made_from(groups[name], value) if name in groups else value for name, value in values.items()},
             )
         except (TypeError, ValueError) as error:
             raise ValueError(f"{source} holds no configuration of a federated run: {error}") from error
@@ -321,10 +325,3 @@ class FederateConfig:
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _made(kind: Any, values: Mapping[str, Any]) -> Any:
-    known = {item.name for item in fields(kind)}
-    if unknown := sorted(set(values) - known):
-        raise ValueError(f"unknown setting {unknown[0]!r}")
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})

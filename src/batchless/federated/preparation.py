@@ -18,7 +18,7 @@ from batchless.runs.atomic import write_text
 from batchless.runs.folder import strict_json
 from batchless.surgery import ConversionReport
 from batchless.tasks import Classify
-from batchless.tasks.experiment import _check_runs
+from batchless.tasks.experiment import require_runs
 from batchless.tasks.trained import build_converted
 from batchless.train.device import require_device
 
@@ -95,7 +95,7 @@ def prepare(config: FederateConfig, *, device: str) -> Prepared:
     torch.manual_seed(config.seed)
     model = build_model(config.model, num_classes=len(federation.classes))
     notes = () if config.weights is None else load_weights(model, config.weights)
-    _check_runs(model, torch.zeros(2, 3, config.data.image_size, config.data.image_size), network)
+    require_runs(model, torch.zeros(2, 3, config.data.image_size, config.data.image_size), network)
     model, conversion = build_converted(network, model)
     if not conversion.replaced and conversion.normalizer != "bn":
         raise ValueError(

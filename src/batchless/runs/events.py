@@ -6,7 +6,7 @@ from typing import Any
 
 
 class EventWriter:
-    """Writes scalars `<kind>/<name>` at the number of images seen; made with the first of them.
+    """Writes scalars `<kind>/<name>` (`<kind>/<domain>/<name>`) at the number of images seen; made with the first of them.
 
     Args:
         folder: of the event files.
@@ -26,9 +26,10 @@ class EventWriter:
 
             purge = None if self._resumed_at is None else self._resumed_at + 1
             self._writer = SummaryWriter(self._folder, purge_step=purge)
+        group = "/".join(str(record[key]) for key in ("kind", "domain") if key in record) or "run"
         for name, value in record.items():
             if name not in ("kind", "images") and isinstance(value, int | float):
-                self._writer.add_scalar(f"{record.get('kind', 'run')}/{name}", value, record["images"])
+                self._writer.add_scalar(f"{group}/{name}", value, record["images"])
 
     def close(self) -> None:
         """Write what is still in memory."""

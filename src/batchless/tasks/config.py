@@ -175,15 +175,16 @@ class TrainConfig:
         groups: dict[str, Any] = {"data": DataSettings, "optimizer": OptimizerSettings}
         try:
             values = {
-                name: _made(groups[name], value) if name in groups else value for name, value in dict(plain).items()
+                name: made_from(groups[name], value) if name in groups else value for name, value in dict(plain).items()
             }
-            made: TrainConfig = _made(cls, values)
+            made: TrainConfig = made_from(cls, values)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{source} holds no configuration of a training: {error}") from error
         return made
 
 
-def _made(kind: Any, values: Mapping[str, Any]) -> Any:
+def made_from(kind: Any, values: Mapping[str, Any]) -> Any:
+    """The settings dataclass `kind` from plain values; ValueError for one that it does not know."""
     known = {item.name for item in fields(kind)}
     if unknown := sorted(set(values) - known):
         raise ValueError(f"unknown setting {unknown[0]!r}")

@@ -118,7 +118,7 @@ def _prepare(config: TrainConfig, device: str) -> _Prepared:
     torch.manual_seed(config.seed)
     model = build_model(config.model, num_classes=len(data.train_images.classes))
     notes = () if config.weights is None else load_weights(model, config.weights)
-    _check_runs(model, torch.zeros(2, 3, config.data.image_size, config.data.image_size), config)
+    require_runs(model, torch.zeros(2, 3, config.data.image_size, config.data.image_size), config)
     model, report = build_converted(config, model)
     if not report.replaced and report.normalizer != "bn":
         raise ValueError(
@@ -206,7 +206,8 @@ def _images(checkpoint: Mapping[str, Any], path: Path) -> int:
 
 
 @torch.no_grad()
-def _check_runs(model: nn.Module, example: Tensor, config: TrainConfig) -> None:
+def require_runs(model: nn.Module, example: Tensor, config: TrainConfig) -> None:
+    """Raise ValueError if the network does not take images of the configured size."""
     model.eval()
     try:
         model(example)
