@@ -7,11 +7,15 @@ import torch
 import yaml
 
 from batchless.arguments import parse_arguments
+from batchless.federated import FederateConfig
 from batchless.models import build_model
 from batchless.nn import parse_normalizer
 from batchless.tasks import TrainConfig
 
-RECIPES = sorted(path for path in (resources.files("batchless") / "recipes").iterdir() if path.name.endswith(".yaml"))
+ALL = sorted(path for path in (resources.files("batchless") / "recipes").iterdir() if path.name.endswith(".yaml"))
+FEDERATED = [path for path in ALL if "kind: federate" in path.read_text(encoding="utf-8").splitlines()]
+RECIPES = [path for path in ALL if path not in FEDERATED]
+federated = pytest.mark.parametrize("recipe", FEDERATED, ids=lambda path: path.name)
 recipes = pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
 FACTS = ["paper", "command", "cost", "result"]
 CLASSES = {"imagenet": 1000, "cifar100": 100, "cifar10": 10, "fashion": 10, "embedded": 10}
@@ -114,6 +118,25 @@ def test_the_epochs_it_speaks_of_are_those_it_trains(recipe):
     assert int(stated[1]) == config.images == int(stated[2]) * EPOCH[dataset(recipe)]
     assert config.evaluations == int(stated[2])
     assert f"{stated[2]} epochs, {config.images:,} images" in facts(text)["cost"]
+
+
+@federated
+def test_a_federated_one_is_a_whole_configuration_too(recipe):
+    text = recipe.read_text(encoding="utf-8")
+    said = facts(text)
+    assert list(said) == (FACTS if said["paper"].startswith("none") else [*FACTS, "differs"])
+    assert max(map(len, text.splitlines())) <= 128
+    program, *words = shlex.split(said["command"])
+    assert program == "batchless"
+    assert words[:3] == ["federate", "--config", name_of(recipe)]
+    config = parse_arguments(words)
+    assert isinstance(config, FederateConfig)
+    config = parse_arguments(words[:3])
+    assert isinstance(config, FederateConfig)
+    for name, value in yaml.safe_load(text).items():
+        for part, inner in value.items() if isinstance(value, dict) else [(None, value)]:
+            assert (getattr(config, name) if part is None else getattr(getattr(config, name), part)) == inner
+    assert build_model(config.model, num_classes=10) is not None
 
 
 # Epochs, and those after which the rate falls to a tenth.
