@@ -161,8 +161,8 @@ def test_null_is_none_and_numbers_are_what_they_look_like():
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        ("", ["no command", "demo, train, compare"]),
-        ("trian", ["unknown command 'trian'", "did you mean train?", "demo, train, compare"]),
+        ("", ["no command", "demo, train, federate, compare"]),
+        ("trian", ["unknown command 'trian'", "did you mean train?", "demo, train, federate, compare"]),
         ("--verion", ["unknown command '--verion'", "did you mean --version?"]),
         ("train --normalizr gn", ["unknown flag --normalizr", "did you mean --normalizer?", "batchless train --help"]),
         ("train --norm gn", ["unknown flag --norm", "did you mean --normalizer?"]),

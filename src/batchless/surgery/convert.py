@@ -218,10 +218,8 @@ class _Surgery:
         if self.fresh_statistics:
             notes.append("running statistics start fresh: batchless.recalibrate(model, batches) estimates them")
         if self.dead:
-            notes.append(
-                f"{self.dead} frozen normalizations have gains of 0 and will never pass anything on: load pretrained weights "
-                "before the conversion, or build the model without zero-initialized gains"
-            )
+            fix = "load pretrained weights before the conversion, or build the model without zero gains"
+            notes.append(f"{self.dead} frozen normalizations have gains of 0 and pass nothing on, for good: {fix}")
         if weight is None and isinstance(act, NoNorm):
             notes.append("nothing normalizes this model any more: consider none+sws")
         return notes
