@@ -5,6 +5,8 @@ import sys
 from collections import defaultdict
 from typing import Any
 
+from batchless.nn import parse_normalizer
+from batchless.nn.normalizer import Bcn, BcnMicro, Bn
 from batchless.report.difference import difference
 from batchless.report.table import Cell
 from studies.cifar10 import RESULTS
@@ -33,8 +35,8 @@ def _table(records: list[dict[str, Any]], epochs: int) -> list[str]:
     lines = [
         f"{epochs} epochs of 10,000 images, test accuracy in percent:",
         "",
-        " | ".join(["| normalizer", "images per forward", "n", "mean", "sd", *titles, "images/s |"]),
-        "|---|---:|---:|---:|---:|" + "---|" * len(titles) + "---:|",
+        " | ".join(["| normalizer", "images per forward", "n", "mean", "sd", *titles]) + " |",
+        "|---|---:|---:|---:|---:|" + "---|" * len(titles),
     ]
     for cell in sorted(cells.values(), key=lambda cell: -(cell.mean or 0)):
         lines.append(" | ".join(["| " + f"`{cell.normalizer}`", *_numbers(cell, controls)]) + " |")
@@ -48,7 +50,7 @@ def _cell(key: tuple[str, int], records: list[dict[str, Any]]) -> Cell:
         images_per_forward=key[1],
         accuracies=tuple(record["summary"]["test_accuracy"] for record in records),
         seeds=tuple(record["seed"] for record in records),
-        speeds=tuple(record["summary"]["images_per_second"] for record in records),
+        speeds=(),  # all micro-batches of a step ran together
         memories=(),
         failures=(),
         unfinished=0,
@@ -58,13 +60,20 @@ def _cell(key: tuple[str, int], records: list[dict[str, Any]]) -> Cell:
 def _numbers(cell: Cell, controls: list[Cell]) -> list[str]:
     mean, sd = cell.mean, cell.sd
     assert mean is not None, "only runs that have ended are kept"
-    words = [str(cell.images_per_forward), str(cell.n), f"{100 * mean:.1f}", "" if sd is None else f"{100 * sd:.1f}"]
+    size = str(cell.images_per_forward) if _sees_micro_batches(cell.normalizer) else "any"
+    words = [size, str(cell.n), f"{100 * mean:.1f}", "" if sd is None else f"{100 * sd:.1f}"]
     for control in controls:
         found = None if control is cell else difference(cell, control)
         interval = None if found is None else found.interval
         text = "" if found is None else f"{100 * found.value:+.1f}"
         words.append(text if interval is None else f"{text} ({100 * interval[0]:+.1f}..{100 * interval[1]:+.1f})")
-    return [*words, f"{sum(cell.speeds) / len(cell.speeds):.0f}"]
+    return words
+
+
+def _sees_micro_batches(normalizer: str) -> bool:
+    """Whether what is trained depends on how a step's images are cut into micro-batches."""
+    act = parse_normalizer(normalizer).act
+    return isinstance(act, Bn | Bcn) or (isinstance(act, BcnMicro) and act.update == "forward")
 
 
 if __name__ == "__main__":
