@@ -82,11 +82,13 @@ class _Nodes:
     hosts: dict[int, int] = field(default_factory=dict)
     asked: dict[str, int] = field(default_factory=dict)
     known: set[int] = field(default_factory=set)
+    failed: set[int] = field(default_factory=set)
     given_up: set[int] = field(default_factory=set)
 
     def of(self, clients: Sequence[int], *, seconds: float) -> dict[int, int]:
         """The nodes of the clients that are connected, waiting for the others; not again for one waited for in vain."""
         deadline = time.monotonic() + seconds
+        self.known, self.failed = self.known - self.failed, set()  # once more
         while True:
             self._look()
             self.given_up -= self.hosts.keys()
@@ -114,6 +116,7 @@ class _Nodes:
                         _log.warning("client %s moves from node %s to %s", client, other, node)
                     self.hosts[int(client)] = node
             except (ValueError, TypeError) as error:
+                self.failed.add(node)
                 _log.warning("node %s is not used: %s", node, error)
 
 
@@ -193,7 +196,8 @@ class FlowerEngine:
         found: dict[Any, Mapping[str, float]] = {}
         for node, reply in self._replies(state, orders, MessageType.EVALUATE):
             try:
-                found |= read_figures(_text(reply, "figures"))
+                sent, asked = read_figures(_text(reply, "figures")), dict(orders)[node]
+                found |= {key: sent[key] for key in (*asked.clients, *asked.domains) if key in sent}
             except ValueError as error:
                 _log.warning("evaluation after round %d: node %d: %s", state.round, node, error)
         if state.initial:

@@ -92,7 +92,8 @@ def _told_federation(config: FederateConfig) -> Federation:
     domains, classes = config.data.domains or (), config.data.classes or ()
     owners = [domain for domain in domains for _ in range(config.clients_per_domain)]
     empty = TensorImages(images=torch.zeros(0, 3, 1, 1, dtype=torch.uint8), labels=(), classes=classes, origins=())
-    nothing: dict[str, Any] = {"train": [], "validation": [], "counts": [], "validation_counts": []}
+    none = [0] * len(classes)
+    nothing: dict[str, Any] = {"train": [], "validation": [], "counts": none, "validation_counts": none}
     return Federation(
         clients=tuple(Client(id=i, domain=domain, train=empty) for i, domain in enumerate(owners)),
         tests=dict.fromkeys(domains, empty),
@@ -105,7 +106,7 @@ def _told_federation(config: FederateConfig) -> Federation:
             "domains": list(domains),
             "unseen": [],
             "clients": [{"id": i, "domain": domain} | nothing for i, domain in enumerate(owners)],
-            "tests": {domain: {"images": 0, "counts": []} for domain in domains},
+            "tests": {domain: {"images": 0, "counts": none} for domain in domains},
         },
     )
 

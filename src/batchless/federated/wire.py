@@ -20,6 +20,8 @@ from batchless.federated.update import LeftOut, Update
 
 _RUN = re.compile(r"[0-9a-f]{16}")
 _LONGEST_REASON = 500
+_NO_FIGURES = {"kind", "round", "images", "domain"}
+"""What else is in a line of figures in the run's log."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +127,10 @@ def figures_text(figures: Mapping[Any, Mapping[str, float]]) -> str:
 def read_figures(text: str) -> dict[Any, dict[str, float]]:
     """The inverse of `figures_text`; ValueError for anything else."""
     try:
-        return {key: {str(name): float(value) for name, value in named.items()} for key, named in json.loads(text)}
+        found = {key: {str(name): float(value) for name, value in named.items()} for key, named in json.loads(text)}
+        if taken := sorted({name for named in found.values() for name in named} & _NO_FIGURES):
+            raise ValueError(f"{taken[0]} is no figure")
+        return found
     except (TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
         raise ValueError(f"sent figures that cannot be read: {error}") from error
 
@@ -174,7 +179,7 @@ def read_array(data: bytes, *, name: str, like: Tensor, sums: bool = False) -> T
         if np.lib.format.read_magic(file) != (1, 0):
             raise ValueError("another version of the format")
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+    except Exception as error:  # numpy reads the header as Python literals, twice: these raise anything
         raise ValueError(f"{name} is no array: {_line(str(error))}") from error
     own = _dtype(like.dtype)
     if shape != tuple(like.shape):
