@@ -2,6 +2,8 @@
 
 import logging
 import shutil
+import sys
+import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +14,10 @@ import pytest
 from domain_runs import assert_same, config, result, write_domains
 from flower_grid import InProcessGrid, comparable, serve, sites
 from flwr.app import Array, ConfigRecord, Error, Message, RecordDict
+from hypothesis import given
+from hypothesis import strategies as st
 
-from batchless.federated import FederateConfig, FederatedDataSettings, resume_federation, run_federation
+from batchless.federated import FederateConfig, FederatedDataSettings, loopback, resume_federation, run_federation
 from batchless.federated.config import FlowerSettings
 from batchless.federated.loopback import write_app
 from batchless.federated.state import client_checkpoint
@@ -284,11 +288,51 @@ def test_a_run_over_flower_is_not_resumed_elsewhere(root, tmp_path):
     assert "/checkpoint/locals/1/kept by the client since round" in result(tmp_path / "run")
 
 
+def no_start(monkeypatch, program: str) -> None:
+    """Flower's commands are that program instead."""
+    monkeypatch.setattr(loopback, "_program", lambda name: program)
+
+
+def test_a_superlink_that_does_not_start_is_told(root, tmp_path, monkeypatch):
+    no_start(monkeypatch, "/bin/false")
+    with pytest.raises(ValueError, match=r"superlink ended \(exit status 1\), see .*superlink\.log"):
+        loopback.federate_on_loopback(small("fedbn", root, tmp_path / "run"))
+
+
+def test_without_flower_its_package_is_named(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ValueError, match=r"needs Flower.*pip install 'batchless\[flower\]'"):
+        loopback.federate_on_loopback(small("fedbn", root, tmp_path / "run"))
+
+
+def test_mistakes_are_told_before_anything_starts(root, tmp_path, monkeypatch):
+    no_start(monkeypatch, "/nowhere")
+    run_federation(small("fedavg", root, tmp_path / "run", engine="processes", rounds=1))
+    with pytest.raises(ValueError, match="already holds a run"):
+        loopback.federate_on_loopback(small("fedavg", root, tmp_path / "run"))
+    with pytest.raises(ValueError, match="has ended: there is nothing to go on with"):
+        loopback.resume_on_loopback(tmp_path / "run")
+    with pytest.raises(ValueError, match="min_clients=3, but 2 clients"):
+        loopback.federate_on_loopback(small("fedavg", root, tmp_path / "other", min_clients=3))
+    assert not (tmp_path / "other").exists()
+
+
+@given(
+    text=st.text(st.characters(exclude_categories=["Cs"]), max_size=20),
+    number=st.floats(allow_nan=False),
+    count=st.integers(-(2**60), 2**60),
+)
+def test_an_app_says_what_it_is_given(tmp_path_factory, text, number, count):
+    folder = tmp_path_factory.mktemp("app")
+    settings = {"text": text, "number": number, "count": count, "yes": True}
+    write_app(folder, settings)
+    assert tomllib.loads((folder / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"] == settings
+
+
 def test_the_ready_app_is_what_is_written(tmp_path):
     """The folder in examples/ is that of `write_app`, with settings to change."""
     app = Path(__file__).parents[2] / "examples" / "flower_app" / "pyproject.toml"
-    import tomllib
-
     ready = tomllib.loads(app.read_text())
     write_app(tmp_path, {})
     written = tomllib.loads((tmp_path / "pyproject.toml").read_text())

@@ -4,16 +4,20 @@ All are slow: every message starts a process that imports torch, and Flower look
 cores a run of three rounds takes about one and a half minutes; on a busy machine several times that.
 """
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import flower_grid
 import pytest
-from domain_runs import ALGORITHMS, assert_same, config, kill_after, script, write_domains
+from domain_runs import ALGORITHMS, assert_same, config, kill_after, script, with_descendants, write_domains
 
 from batchless.federated import run_federation
+from batchless.federated.config import FlowerSettings
 from batchless.federated.loopback import federate_on_loopback, resume_on_loopback
-from batchless.runs import load_checkpoint
+from batchless.federated.rounds import RoundProgress
+from batchless.runs import load_checkpoint, read_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -44,6 +48,27 @@ def test_the_same_bits(name, root, tmp_path):
     assert finished.summary["rounds"] == ROUNDS
     assert finished.summary["left_out"] == 0
     assert_same_as_in_process(name, root, tmp_path)
+
+
+def test_a_node_that_is_killed_costs_its_clients_only(root, tmp_path):
+    """Flower notices after a minute; the evaluation at the end is of the other one's clients."""
+    killed: list[int] = []
+
+    def kill(progress: RoundProgress) -> None:
+        for pid in [] if killed else with_descendants(os.getpid()):
+            words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+            if any(word.endswith("flower-supernode") for word in words) and any("1,3" in word for word in words):
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+
+    given = {"engine": "flower", "fraction": 1.0, "flower": FlowerSettings(connect_timeout=30.0)}
+    finished = federate_on_loopback(small("fedbn", root, tmp_path / "run", **given), kill)
+    assert len(killed) == 1
+    assert finished.summary["rounds"] == ROUNDS
+    lines = [line for line in read_run(tmp_path / "run").metrics if line["kind"] == "left_out"]
+    assert {line["client"] for line in lines} == {1, 3}
+    assert {line["round"] for line in lines} <= {2, 3}
+    assert finished.summary["left_out"] == len(lines) >= 2
 
 
 @pytest.mark.parametrize("name", ["fedbn", "fedadam"])

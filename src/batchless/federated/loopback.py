@@ -107,7 +107,11 @@ clientapp = "batchless.federated.flower:client_app"
 
 
 def _toml(value: bool | int | float | str) -> str:
-    return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, float):
+        return repr(value)
+    return json.dumps(value, ensure_ascii=False).replace(
+        "\x7f", "\\u007f"
+    )  # the one that TOML escapes and JSON does not
 
 
 def _go(prepared: Prepared, on_round: OnRound, should_stop: ShouldStop, *, resume: bool) -> FinishedFederation:
@@ -247,7 +251,7 @@ def _follow(
             on_round(progress)
         if should_stop():
             raise TrainingStoppedError(0 if progress is None else progress.images)
-        for daemon in daemons:
+        for daemon in daemons[:1] if progress else daemons:  # later a node may die: its clients are left out
             daemon.require_alive()
         if time.monotonic() - asked > _ASK:
             (run,) = _flwr(home, "list", _CONNECTION)["runs"]
