@@ -25,6 +25,7 @@ from batchless.federated import (
     resume_federation,
     run_federation,
 )
+from batchless.federated.loopback import federate_on_loopback, resume_on_loopback
 from batchless.report import compare_runs, render_json, render_markdown, write_page
 from batchless.runs import Run, find_runs, read_run
 from batchless.runs.atomic import write_text
@@ -100,7 +101,8 @@ def federate(config: FederateConfig) -> int:
     """Train over clients."""
 
     def run(on_round: Callable[[RoundProgress], None], should_stop: ShouldStop) -> FinishedFederation:
-        return run_federation(config, on_round, should_stop=should_stop, on_start=print)
+        federate = federate_on_loopback if config.engine == "flower" else run_federation
+        return federate(config, on_round, should_stop=should_stop, on_start=print)
 
     return _federate(f"{config.algorithm}, {config.resolved_normalizer()}", config.rounds, config.folder(), run)
 
@@ -110,6 +112,8 @@ def resume_federate(config: ResumeConfig) -> int:
     begun = read_run(config.resume).config
 
     def run(on_round: Callable[[RoundProgress], None], should_stop: ShouldStop) -> FinishedFederation:
+        if begun.get("engine") == "flower":
+            return resume_on_loopback(config.resume, on_round, should_stop=should_stop)
         return resume_federation(
             config.resume, on_round, should_stop=should_stop, device=config.device, root=config.root
         )

@@ -120,12 +120,12 @@ def finish(command: list[str]) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def kill_after(command: list[str], folder: Path, round: int) -> None:
+def kill_after(command: list[str], folder: Path, round: int, *, seconds: float = 200) -> None:
     """SIGKILL the run and all its processes as soon as it has saved so many rounds."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
     last = folder / "checkpoints" / "last.pt"
     try:
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + seconds
         while process.poll() is None and time.monotonic() < deadline:
             if last.exists() and load_checkpoint(last)["round"] >= round:
                 break

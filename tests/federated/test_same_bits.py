@@ -5,6 +5,7 @@ Compared are the network, the clients' own tensors, the server optimizer, the lo
 
 from pathlib import Path
 
+import flower_grid
 import pytest
 import torch
 from domain_runs import ALGORITHMS, assert_same, config, differing, finish, result, script, write_domains
@@ -43,6 +44,16 @@ def test_torchrun_with_two_processes(root, alone, tmp_path):
     finish(script("torchrun_worker.py", root, tmp_path, *ALGORITHMS, processes=2))
     for name in ALGORITHMS:
         assert_same(result(alone / name), result(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_flower(name, root, alone, tmp_path):
+    """Flower's server app, and its client app on two nodes that each have some of the clients, without a network between."""
+    clients = 1 if name == "centralized" else 9
+    whole = config(name, root, tmp_path / name, engine="flower")
+    flower_grid.serve(whole, flower_grid.InProcessGrid(flower_grid.sites(tmp_path / "disks", clients=clients)))
+    ours = flower_grid.comparable(tmp_path / name, tmp_path / "disks")
+    assert_same(flower_grid.comparable(alone / name), ours)
 
 
 def test_the_comparison_sees_what_differs(root, alone, tmp_path):

@@ -156,6 +156,29 @@ class ServerSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FlowerSettings:
+    """Of `engine=flower`, whose clients are elsewhere.
+
+    Attributes:
+        nodes: SuperNodes that `batchless federate` starts on this machine, the clients dealt out to them in turn.
+        round_timeout: seconds that clients have for a round or an evaluation; who answers later is left out.
+        connect_timeout: seconds that the clients of a round have to be connected; who is not is left out.
+        server_has_data: whether the server opens `data` too; else `data.domains` and `data.classes` say who the clients are,
+            one or more in each domain, and what they tell apart.
+    """
+
+    nodes: int = 2
+    round_timeout: float = 3600.0
+    connect_timeout: float = 120.0
+    server_has_data: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least in (("nodes", 1), ("round_timeout", 0), ("connect_timeout", 0)):
+            if not (value := getattr(self, name)) >= least:
+                raise ValueError(f"flower.{name} must be {least} or more, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class FederateConfig:
     """Everything that makes a federated run what it is; `config.yaml` in its folder.
 
@@ -178,6 +201,7 @@ class FederateConfig:
         images_per_step: what one optimizer step of a client sees.
         evaluate_every: rounds from one evaluation to the next; the last round is always evaluated.
         checkpoint_rounds: rounds from one checkpoint to the next; evaluated rounds always have one.
+        engine: processes, of this machine or torchrun's; flower, clients elsewhere. The result is the same.
         workers: processes that train clients; None: one for each core. The result is the same.
         threads: of torch, for each client.
         seed: of weights, order, augmentation and of who takes part.
@@ -187,6 +211,7 @@ class FederateConfig:
         tensorboard: whether the metrics are written as TensorBoard events too.
         data: which images, and who has them.
         optimizer: of the clients, made anew each round.
+        flower: settings of that engine.
     """
 
     kind: Literal["federate"] = KIND
@@ -207,6 +232,7 @@ class FederateConfig:
     images_per_step: int = 32
     evaluate_every: int = 1
     checkpoint_rounds: int = 1
+    engine: Literal["processes", "flower"] = "processes"
     workers: int | None = None
     threads: int = 1
     seed: int = 0
@@ -216,6 +242,7 @@ class FederateConfig:
     tensorboard: bool = True
     data: FederatedDataSettings = field(default_factory=FederatedDataSettings)
     optimizer: OptimizerSettings = CLIENT_OPTIMIZER
+    flower: FlowerSettings = field(default_factory=FlowerSettings)
 
     def __post_init__(self) -> None:
         self.resolved_normalizer()
@@ -237,6 +264,26 @@ class FederateConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be 1 or more, got {value}")
+        self._check_engine()
+
+    def _check_engine(self) -> None:
+        if self.engine not in ("processes", "flower"):
+            raise ValueError(f"engine must be processes or flower, got {self.engine!r}")
+        if self.engine != "flower":
+            return
+        if self.unseen == "mean":
+            raise ValueError("unseen=mean needs all clients' layers, which stay with them under flower: use reestimate")
+        if self.checkpoint_rounds != 1:
+            raise ValueError(
+                f"under flower every round is saved: checkpoint_rounds must be 1, got {self.checkpoint_rounds}"
+            )
+        if self.data.unseen_domains and (self.algorithm == "standalone" or not self.flower.server_has_data):
+            raise ValueError(
+                "unseen_domains are evaluated by the server, which under flower needs their data (flower.server_has_data) "
+                "and a network (not standalone)"
+            )
+        if not self.flower.server_has_data and not (self.data.domains and self.data.classes):
+            raise ValueError("a server without data has to be told data.domains and data.classes")
 
     def parsed_algorithm(self) -> Algorithm:
         """The algorithm with its settings."""
@@ -309,6 +356,7 @@ class FederateConfig:
             "data": FederatedDataSettings,
             "optimizer": OptimizerSettings,
             "server": ServerSettings,
+            "flower": FlowerSettings,
         }
         values = dict(plain)
         if values.pop("kind", None) != KIND:

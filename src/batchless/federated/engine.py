@@ -6,9 +6,11 @@ taken here, in blocks of 8 positions, as the values come: in memory there are a 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from batchless.federated.algorithms import Algorithm
@@ -76,6 +78,17 @@ class Engine(Protocol):
 
     def figures(self, state: ServerState, locals: Locals) -> Figures:
         """Of every domain."""
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Torch computes with so many threads in the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def needed_locals(federation: Federation, locals: Locals, domain: str) -> Locals:

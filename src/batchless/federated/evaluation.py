@@ -53,8 +53,52 @@ def evaluate_round(
         settings: size, normalization and device of the images.
         domains: only these; None: all.
     """
+    evaluation = _loaded(model, state, locals, federation, algorithm, task, settings)
+    chosen = [domain for domain in federation.domains if domains is None or domain in domains]
+    return {domain: evaluation.of_domain(domain) for domain in chosen}
+
+
+def evaluate_client(
+    model: nn.Module,
+    state: ServerState,
+    local: Mapping[str, Tensor] | None,
+    client: Client,
+    federation: Federation,
+    algorithm: Algorithm,
+    task: Task[Batch],
+    settings: ClientSettings,
+) -> dict[str, float]:
+    """What one client brings to its domain's means in `evaluate_round`, where layers stay with the clients.
+
+    `unseen` is 1 if it has no layers yet. Arguments as there; `local` has the client's own tensors, None: none yet.
+    """
+    locals = {} if local is None else {client.id: local}
+    return _loaded(model, state, locals, federation, algorithm, task, settings).of_client(client)
+
+
+def mean_over_clients(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each figure over those that have it; `unseen` is counted.
+
+    >>> mean_over_clients([{"loss": 1.0, "unseen": 1.0}, {"loss": 2.0}])
+    {'loss': 1.5, 'unseen': 1.0}
+    """
+    names = {name: None for figures in found for name in figures if name != "unseen"}
+    means = {name: _mean([figures[name] for figures in found if name in figures]) for name in names}
+    unseen = sum(figures.get("unseen", 0.0) for figures in found)
+    return means | ({"unseen": unseen} if unseen else {})
+
+
+def _loaded(
+    model: nn.Module,
+    state: ServerState,
+    locals: Mapping[int, Mapping[str, Tensor]],
+    federation: Federation,
+    algorithm: Algorithm,
+    task: Task[Batch],
+    settings: ClientSettings,
+) -> "_Evaluation":
     load_state(model, state, None)
-    evaluation = _Evaluation(
+    return _Evaluation(
         model=model,
         initial=state.initial,
         locals=locals,
@@ -64,8 +108,6 @@ def evaluate_round(
         task=task,
         settings=settings,
     )
-    chosen = [domain for domain in federation.domains if domains is None or domain in domains]
-    return {domain: evaluation.of_domain(domain) for domain in chosen}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,19 +136,23 @@ class _Evaluation:
 
     def _of_clients(self, clients: Sequence[Client], test: ImageDataset) -> dict[str, float]:
         """The mean over the clients' own models; a client without a test image counts where it has figures."""
-        found: list[dict[str, float]] = []
-        unseen = 0
-        for position, client in enumerate(clients):
-            if client.id in self.locals or isinstance(self.algorithm, Standalone):
-                self._load_local(self.locals.get(client.id, self.initial))
-            else:
-                self._make_unseen(client.train)
-                unseen += 1
-            share = Subset(dataset=test, indices=tuple(range(position, len(test), len(clients))))
-            found.append(self._figures([share]) | _validation(self._figures([client.validation])))
-        names = {name: None for figures in found for name in figures}
-        means = {name: _mean([figures[name] for figures in found if name in figures]) for name in names}
-        return means | ({"unseen": float(unseen)} if unseen else {})
+        return mean_over_clients([self._of_share(client, test, clients) for client in clients])
+
+    def of_client(self, client: Client) -> dict[str, float]:
+        own = [each for each in self.clients if each.domain == client.domain]
+        return self._of_share(client, self.tests[client.domain], own)
+
+    def _of_share(self, client: Client, test: ImageDataset, among: Sequence[Client]) -> dict[str, float]:
+        """Of the client's own model, on its share of the test images."""
+        position = [each.id for each in among].index(client.id)
+        share = Subset(dataset=test, indices=tuple(range(position, len(test), len(among))))
+        seen = client.id in self.locals or isinstance(self.algorithm, Standalone)
+        if seen:
+            self._load_local(self.locals.get(client.id, self.initial))
+        else:
+            self._make_unseen(client.train)
+        figures = self._figures([share]) | _validation(self._figures([client.validation]))
+        return figures if seen else figures | {"unseen": 1.0}
 
     def _make_unseen(self, images: ImageDataset) -> None:
         assert isinstance(self.algorithm, FedBN | SiloBN)

@@ -6,11 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from batchless.federated.config import FederateConfig
-from batchless.federated.engine import Engine, LocalEngine
+from batchless.federated.engine import Engine, LocalEngine, torch_threads
 from batchless.federated.preparation import Prepared, new_folder, prepare
 from batchless.federated.ranks import Ended, RankEngine
 from batchless.federated.rounds import OnRound, Rounds, show_nothing
@@ -43,6 +42,10 @@ class FinishedFederation:
     notes: tuple[str, ...]
 
 
+MakeEngine = Callable[[Prepared], Engine]
+"""Makes an engine of what a run begins with."""
+
+
 def explain_federation(config: FederateConfig) -> str:
     """What would be shared and what would stay with the clients, on this network; nothing is trained or written.
 
@@ -61,6 +64,7 @@ def run_federation(
     *,
     should_stop: ShouldStop = never_stop,
     on_start: Callable[[str], None] = say_nothing,
+    elsewhere: MakeEngine | None = None,
 ) -> FinishedFederation:
     """Train as `config` says; the run folder gets `failed` as its summary if that is not possible.
 
@@ -72,17 +76,19 @@ def run_federation(
         on_round: shows the progress; in the first process only.
         should_stop: asked after every client, under torchrun after every round.
         on_start: called before the first round with what is shared and what stays with the clients.
+        elsewhere: makes the engine, for clients that are not this machine's (`batchless.federated.flower`).
 
     Raises:
         ValueError: a wrong setting (nothing is written), or a failure in a round (the folder says so).
         TrainingStoppedError: `should_stop()` became true; `resume_federation` goes on.
     """
+    _require_engine(config, elsewhere)
     with _processes(config) as (processes, device):
         prepared = prepare(config, device=device)
         run = _on_first(processes, lambda: new_folder(prepared))
         if processes.first:
             on_start(prepared.explanation())
-        return _go(prepared, prepared.state, {}, Progress(), run, processes, on_round, should_stop)
+        return _go(prepared, prepared.state, {}, Progress(), run, processes, on_round, should_stop, elsewhere)
 
 
 def resume_federation(
@@ -93,6 +99,7 @@ def resume_federation(
     device: str | None = None,
     root: str | None = None,
     workers: int | None = None,
+    elsewhere: MakeEngine | None = None,
 ) -> FinishedFederation:
     """Go on with the run in `folder` from its last checkpoint, to the same bits as if it had never been interrupted.
 
@@ -103,6 +110,7 @@ def resume_federation(
         device: another device than before; None: the same.
         root: where the data lies now; None: where it lay.
         workers: another number of processes; None: as before.
+        elsewhere: as for `run_federation`.
 
     Raises:
         ValueError: no run, one that has ended, one in use by another process, a damaged or foreign checkpoint.
@@ -116,6 +124,7 @@ def resume_federation(
     config = replace(config, out=str(folder), device=device or config.device, workers=workers or config.workers)
     if root is not None:
         config = replace(config, data=replace(config.data, root=root))
+    _require_engine(config, elsewhere)
     last = folder / "checkpoints" / "last.pt"
     with _processes(config) as (processes, own_device):
         prepared = prepare(config, device=own_device)
@@ -131,7 +140,7 @@ def resume_federation(
             return run
 
         run = _on_first(processes, go_on)
-        return _go(prepared, state, locals, progress, run, processes, on_round, should_stop)
+        return _go(prepared, state, locals, progress, run, processes, on_round, should_stop, elsewhere)
 
 
 def _restored(prepared: Prepared, last: Path) -> tuple[ServerState, dict[int, dict[str, Tensor]], Progress]:
@@ -153,13 +162,14 @@ def _go(
     processes: Processes,
     on_round: OnRound,
     should_stop: ShouldStop,
+    elsewhere: MakeEngine | None,
 ) -> FinishedFederation:
     config = prepared.config
     forget_peak_memory(prepared.workplace.settings.device)
     if run is None:
         summary = _outcome(RankEngine(prepared.workplace, state, processes).follow())
     else:
-        with run, _failure_told(run), _engine(prepared, state, processes) as engine:
+        with run, _failure_told(run), _engine(prepared, state, processes, elsewhere) as engine:
             summary = Rounds(
                 engine=engine,
                 workplace=prepared.workplace,
@@ -199,9 +209,14 @@ def _about(prepared: Prepared) -> dict[str, Any]:
 
 
 @contextmanager
-def _engine(prepared: Prepared, state: ServerState, processes: Processes) -> Iterator[Engine]:
+def _engine(
+    prepared: Prepared, state: ServerState, processes: Processes, elsewhere: MakeEngine | None
+) -> Iterator[Engine]:
     """Where the clients of the run are trained."""
     config, workplace = prepared.config, prepared.workplace
+    if elsewhere is not None:
+        yield elsewhere(prepared)
+        return
     workers = config.worker_count(prepared.clients_per_round())
     if processes.count > 1:
         ranks = RankEngine(workplace, state, processes)
@@ -218,6 +233,14 @@ def _engine(prepared: Prepared, state: ServerState, processes: Processes) -> Ite
             yield spawned
     else:
         yield LocalEngine(workplace=workplace)
+
+
+def _require_engine(config: FederateConfig, elsewhere: MakeEngine | None) -> None:
+    if config.engine == "flower" and elsewhere is None:
+        raise ValueError(
+            "engine=flower: use batchless.federated.loopback, which starts Flower on this machine, or submit the app by "
+            "`flwr run` (docs/flower.md)"
+        )
 
 
 def _outcome(ended: Ended) -> dict[str, Any]:
@@ -246,13 +269,8 @@ def _failure_told(run: RunFolder) -> Iterator[None]:
 @contextmanager
 def _processes(config: FederateConfig) -> Iterator[tuple[Processes, str]]:
     """The processes of torchrun and this one's device; torch has the run's number of threads in the block."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.threads)
-    try:
-        with processes_of_torchrun(config.device) as (processes, device):
-            yield processes, device
-    finally:
-        torch.set_num_threads(threads)
+    with torch_threads(config.threads), processes_of_torchrun(config.device) as (processes, device):
+        yield processes, device
 
 
 def _on_first(processes: Processes, make: Callable[[], RunFolder]) -> RunFolder | None:

@@ -1,13 +1,15 @@
 """From a resolved configuration to all that a federated run needs, before anything is written."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from batchless.data import open_domains
+from batchless.data.memory import TensorImages
 from batchless.federated.config import FederateConfig
 from batchless.federated.engine import Workplace
-from batchless.federated.partition import Federation, partition
+from batchless.federated.partition import Client, Federation, partition
 from batchless.federated.sampling import sampled_clients
 from batchless.federated.server import ServerState, initial_state
 from batchless.federated.sharing import explain
@@ -60,6 +62,8 @@ class Prepared:
 def open_federation(config: FederateConfig) -> Federation:
     """The clients and test images of a run; ValueError if the data is not there, or too little for so many clients."""
     data = config.data
+    if config.engine == "flower" and not config.flower.server_has_data:
+        return _told_federation(config)
     train, tests = (
         open_domains(
             data.root,
@@ -83,6 +87,30 @@ def open_federation(config: FederateConfig) -> Federation:
     )
 
 
+def _told_federation(config: FederateConfig) -> Federation:
+    """As the server knows it that has no image: who the clients are, and what the classes are called."""
+    domains, classes = config.data.domains or (), config.data.classes or ()
+    owners = [domain for domain in domains for _ in range(config.clients_per_domain)]
+    empty = TensorImages(images=torch.zeros(0, 3, 1, 1, dtype=torch.uint8), labels=(), classes=classes, origins=())
+    none = [0] * len(classes)
+    nothing: dict[str, Any] = {"train": [], "validation": [], "counts": none, "validation_counts": none}
+    return Federation(
+        clients=tuple(Client(id=i, domain=domain, train=empty) for i, domain in enumerate(owners)),
+        tests=dict.fromkeys(domains, empty),
+        domains=domains,
+        classes=classes,
+        record={
+            "partitioner": {"name": config.data.partitioner},
+            "seed": config.data.seed,
+            "classes": list(classes),
+            "domains": list(domains),
+            "unseen": [],
+            "clients": [{"id": i, "domain": domain} | nothing for i, domain in enumerate(owners)],
+            "tests": {domain: {"images": 0, "counts": none} for domain in domains},
+        },
+    )
+
+
 def prepare(config: FederateConfig, *, device: str) -> Prepared:
     """Everything that can be wrong, before anything is written; the same on all processes.
 
@@ -90,7 +118,16 @@ def prepare(config: FederateConfig, *, device: str) -> Prepared:
         ValueError: data, model or settings that cannot be used.
     """
     require_device(device)
-    federation = open_federation(config)
+    prepared = prepare_for(config, open_federation(config), device=device)
+    if config.min_clients > (count := prepared.clients_per_round()):
+        raise ValueError(
+            f"min_clients={config.min_clients}, but {count} clients take part in a round: lower it, or raise fraction"
+        )
+    return prepared
+
+
+def prepare_for(config: FederateConfig, federation: Federation, *, device: str) -> Prepared:
+    """The network and all that belongs to it, for these clients; ValueError if it cannot be used."""
     algorithm, network = config.parsed_algorithm(), config.network_config()
     torch.manual_seed(config.seed)
     model = build_model(config.model, num_classes=len(federation.classes))
@@ -101,7 +138,7 @@ def prepare(config: FederateConfig, *, device: str) -> Prepared:
         raise ValueError(
             f"{config.model} has nothing that {conversion.normalizer} replaces: choose a network with BatchNorm, or bn"
         )
-    prepared = Prepared(
+    return Prepared(
         config=config,
         workplace=Workplace(
             model=model.to(device),
@@ -114,11 +151,6 @@ def prepare(config: FederateConfig, *, device: str) -> Prepared:
         conversion=conversion,
         notes=notes,
     )
-    if config.min_clients > (count := prepared.clients_per_round()):
-        raise ValueError(
-            f"min_clients={config.min_clients}, but {count} clients take part in a round: lower it, or raise fraction"
-        )
-    return prepared
 
 
 def new_folder(prepared: Prepared) -> RunFolder:

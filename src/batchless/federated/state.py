@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from batchless.federated.algorithms import Algorithm, Standalone
@@ -12,6 +13,14 @@ from batchless.federated.engine import Locals
 from batchless.federated.evaluation import mean_of
 from batchless.federated.server import ServerState
 from batchless.runs import load_checkpoint
+
+KEPT = "kept by the client since round"
+"""The one local tensor, a number, of a client that keeps its own where the server cannot see them (under Flower)."""
+
+
+def kept_elsewhere(round: int) -> dict[str, Tensor]:
+    """What the server holds instead of a client's own tensors, which are as that round has left them."""
+    return {KEPT: torch.tensor(round)}
 
 
 @dataclass
@@ -42,7 +51,8 @@ def checkpoint_state(state: ServerState, locals: Locals, algorithm: Algorithm, p
     """`model`, a whole network; `locals`, what stays with each client; `training`, what only going on needs.
 
     `model` is the global network. Where layers stay with the clients it has the mean of theirs, and for `Standalone`, where
-    there is nothing global, the network of the first client; `client_checkpoint` gives that of any client.
+    there is nothing global, the network of the first client; `client_checkpoint` gives that of any client. Where clients keep
+    their layers to themselves (under Flower) it has the initial ones.
     """
     return {
         "model": network(state, _middle(state, locals, algorithm)),
@@ -107,6 +117,10 @@ def client_checkpoint(path: str | Path, client: int) -> dict[str, Any]:
     if client not in locals:
         having = ", ".join(map(str, sorted(locals))) or "none: the network is the same for all"
         raise ValueError(f"client {client} has no layers of its own in {path}; clients that have: {having}")
+    if KEPT in locals[client]:
+        raise ValueError(
+            f"client {client} keeps its layers to itself: they are on its own disk, as of round {int(locals[client][KEPT])}"
+        )
     model = {**checkpoint["model"], **locals[client]}
     return {**{key: value for key, value in checkpoint.items() if key not in ("training", "locals")}, "model": model}
 
@@ -117,7 +131,7 @@ def network(state: ServerState, local: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 def _middle(state: ServerState, locals: Locals, algorithm: Algorithm) -> Mapping[str, Tensor]:
-    if not locals:
+    if not locals or any(KEPT in local for local in locals.values()):
         return state.initial
     return locals[min(locals)] if isinstance(algorithm, Standalone) else mean_of(locals)
 

@@ -65,12 +65,7 @@ class RunFolder:
         path = Path(path)
         text = yaml.safe_dump(_plain(config, where="config"), sort_keys=False, allow_unicode=False)
         try:
-            held = [name for name in (CONFIG, METRICS, SUMMARY, CHECKPOINTS) if (path / name).exists()]
-            if held:
-                raise ValueError(
-                    f"{path} already holds a run ({held[0]}); go on with it by --resume {path}, or choose another folder, "
-                    f"such as {_free(path)}"
-                )
+            require_no_run(path)
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"cannot make the run folder {path}: {reason(error)}; choose another folder") from error
@@ -200,6 +195,16 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list):
         return [_finite(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def require_no_run(path: Path) -> None:
+    """Raise ValueError if the folder holds a run, with the name of a free one."""
+    held = [name for name in (CONFIG, METRICS, SUMMARY, CHECKPOINTS) if (path / name).exists()]
+    if held:
+        raise ValueError(
+            f"{path} already holds a run ({held[0]}); go on with it by --resume {path}, or choose another folder, "
+            f"such as {_free(path)}"
+        )
 
 
 def _free(path: Path) -> Path:

@@ -1,0 +1,12 @@
+"""A federated run over Flower in a process of its own, to be killed: `flower_worker.py FOLDER NAME DATA`."""
+
+import sys
+from pathlib import Path
+
+from test_flower_loopback import small
+
+from batchless.federated.loopback import federate_on_loopback
+
+if __name__ == "__main__":
+    folder, name, root = sys.argv[1:]
+    federate_on_loopback(small(name, Path(root), Path(folder), engine="flower"))
