@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from batchless.advise import ConvertConfig, DoctorConfig, run_convert, run_doctor
+from batchless.advise import ConvertConfig, DoctorConfig, PlanConfig, run_convert, run_doctor, run_plan
 from batchless.arguments import CompareConfig, ExplainConfig, ResumeConfig
 from batchless.demo import DemoConfig, run_demo
 from batchless.deploy import (
@@ -260,6 +260,13 @@ def convert(config: ConvertConfig) -> int:
     """What a normalizer replaces in a model."""
     print(run_convert(config))
     return 0
+
+
+def plan(config: PlanConfig) -> int:
+    """What fits in a memory; 1 if nothing does."""
+    planned = run_plan(config)
+    print(planned.json() if config.format == "json" else planned)
+    return 0 if planned.fits else _FOUND_SOMETHING
 
 
 def _progress(console: Any) -> Any:
