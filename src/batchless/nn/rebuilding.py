@@ -75,23 +75,24 @@ class SavedTensor:
         Raises:
             RuntimeError: it has been changed in place since the forward pass.
         """
-        if self._outer is not None:
-            packed, unpack = self._outer
-            return unpack(packed)
         if self._kept is not None:
             require_version(self._kept, self._version)
             return self._kept
-        assert self._replay is not None
-        assert self._source is not None
-        value = self._computed
-        if value is None:
-            with torch.no_grad():
-                value = self._replay(self._source.take())
+        value = self._compute() if self._computed is None else self._computed
         self._waiting -= 1
         self._computed = value if self._waiting > 0 else None
         if self._waiting <= 0:  # another backward pass, through a graph that was retained
             self._waiting = self._uses
         return value
+
+    def _compute(self) -> Tensor:
+        if self._outer is not None:
+            packed, unpack = self._outer
+            return unpack(packed)
+        assert self._replay is not None
+        assert self._source is not None
+        with torch.no_grad():
+            return self._replay(self._source.take())
 
 
 def require_version(tensor: Tensor, version: int) -> None:
