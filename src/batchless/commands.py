@@ -32,6 +32,7 @@ from batchless.tasks import FinishedRun, TrainConfig, resume_training, run_train
 from batchless.train import stop_on_signals
 from batchless.train.interrupt import ShouldStop, TrainingStoppedError
 from batchless.train.loop import OnProgress
+from batchless.train.waiting import advice_on_waiting
 
 INTERRUPTED = 130
 _FOUND_SOMETHING = 1
@@ -85,8 +86,12 @@ def _train(title: str, images: int | None, folder: Path, run: Callable[[OnProgre
         console.print(f"weights: {note}", markup=False, highlight=False)
     if console.quiet:
         return 0
-    console.print(compare_runs([read_run(finished.folder)]).rich())
+    finished_run = read_run(finished.folder)
+    console.print(compare_runs([finished_run]).rich())
     figures = finished.summary
+    workers = (finished_run.config.get("data") or {}).get("workers", 0)
+    if advice := advice_on_waiting(figures["waiting_share"], workers=workers):
+        console.print(advice, markup=False, highlight=False)
     console.print(
         f"test accuracy {100 * figures['test_accuracy']:.1f} %, {figures['images_per_second']:.0f} images/s; "
         f"run folder {finished.folder}",

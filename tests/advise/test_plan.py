@@ -10,8 +10,8 @@ from torchvision.models.detection import maskrcnn_resnet50_fpn
 
 import batchless as bl
 from batchless.advise import PlanConfig, plan_memory
-from batchless.advise.fake_forward import input_shape, training_loss
-from batchless.advise.fake_step import FakeStep
+from batchless.advise.fake_forward import TrainingLoss, input_shape, training_loss
+from batchless.advise.fake_step import FakeStep, Meter
 from batchless.advise.memory_plan import bytes_of
 from batchless.cli import main
 from batchless.models import build_any, build_model, example_inputs
@@ -112,10 +112,13 @@ def test_fixed_bytes_are_counted_to_the_byte():
 
 def test_the_micro_batch_divides_the_step_and_is_timed_against_level_0():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3))
-    (level,) = plan_memory(model, image_size=32, memory="1MiB", images_per_step=12).levels
-    assert level.images_per_forward * level.forwards_per_step == 12
-    assert level.images_per_forward <= level.images_per_forward_at_most
-    assert level.relative_time == 1
+    levels = plan_memory(model, image_size=32, memory="1MiB", images_per_step=12).levels
+    assert [level.level for level in levels] == [0, 1, 2, 3]
+    for level in levels:
+        assert level.images_per_forward * level.forwards_per_step == 12
+        assert level.images_per_forward <= level.images_per_forward_at_most
+    assert levels[0].relative_time == 1
+    assert levels[1].saved_per_image < levels[0].saved_per_image
     nothing = plan_memory(model, image_size=32, memory="10KiB")
     assert not nothing.fits
     assert "does not fit" in str(nothing)
@@ -159,12 +162,25 @@ def test_units():
     assert bytes_of("2GB") == 2 * 10**9
 
 
-def test_the_command_prints_a_table_or_json_and_fails_where_nothing_fits(capsys):
+def test_the_command_fails_where_nothing_fits(capsys):
     words = ["plan", "cifar_resnet8", "--normalizer", "bcn-micro+ws", "--image_size", "32"]
-    assert main([*words, "--memory", "64MiB"]) == 0
-    assert "standardized weights" in capsys.readouterr().out
     assert main([*words, "--memory", "100KiB", "--format", "json"]) == 1
     told = json.loads(capsys.readouterr().out)
     assert (told["fits"], told["levels"][0]["images_per_forward"]) == (False, 0)
-    assert main(["plan", "timm:levit_128s", "--image_size", "64"]) == 2
-    assert "timm:levit_128s at image_size=64 (it is built for 224)" in capsys.readouterr().err
+    assert main(["plan", "cifar_resnt8"]) == 2
+    assert "did you mean cifar_resnet8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_planned_bytes_of_a_lean_model_are_those_that_live_after_a_real_forward(level):
+    model = build_model("cifar_resnet8", num_classes=10)
+    shape = (3, 32, 32)
+    planned = [FakeStep(model, level=at, flops_per_byte=10).micro_batch(2, shape) for at in (0, level)]
+    lean, _ = bl.lean(TrainingLoss(model), level)
+    with Meter(10) as meter:
+        loss = lean(torch.rand(2, *shape))
+        kept = meter.held
+        loss.backward()
+    assert planned[1].kept == pytest.approx(kept, rel=0.01)
+    assert planned[1].kept < planned[0].kept
+    assert planned[1].cost > planned[0].cost

@@ -5,7 +5,7 @@ backbone, pyramid and heads run, the regions of interest in the numbers that it 
 box regression losses, which are of a few boxes, are left out.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -27,6 +27,18 @@ def input_shape(model: nn.Module, image_size: int) -> tuple[int, ...]:
         transform: Any = model.transform
         return tuple(transform(images)[0].tensors.shape[1:])
     return tuple(images.shape[1:])
+
+
+class TrainingLoss(nn.Module):
+    """A model whose forward is its `training_loss`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The loss of `images` `[N, ..]`."""
+        return training_loss(self.model, images)
 
 
 def training_loss(model: nn.Module, images: Tensor) -> Tensor:
@@ -107,7 +119,3 @@ def _sum(terms: Iterator[Tensor]) -> Tensor:
     for term in rest:
         first = first + term
     return first
-
-
-LossOf = Callable[[nn.Module, Tensor], Tensor]
-"""`loss(model, images)`, which keeps nothing but its graph."""

@@ -15,10 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from batchless.advise.fake_forward import LossOf, training_loss
+from batchless.advise.fake_forward import TrainingLoss
 from batchless.nn.estimated_batch_norm import EstimatedBatchNorm
 from batchless.nn.reparameterized import Reparameterized
 from batchless.nn.standardized import standardized
+from batchless.surgery.lean import Level, lean
 
 
 @dataclass(frozen=True)
@@ -107,13 +108,21 @@ class FakeStep:
 
     Args:
         model: not changed.
+        level: of `batchless.lean`, applied to the copy.
         flops_per_byte: of the machine; see `Meter`.
+
+    Raises:
+        ValueError: a level that does nothing for this model.
     """
 
-    def __init__(self, model: nn.Module, *, flops_per_byte: float) -> None:
+    def __init__(self, model: nn.Module, *, level: Level = 0, flops_per_byte: float) -> None:
+        # Lean is the call of a whole model, and a detector's parts are called one by one: their caller is the model.
+        loss: nn.Module = TrainingLoss(model)
+        if level:
+            loss, _ = lean(loss, level)
         self._mode = FakeTensorMode()
         with FakeCopyMode(self._mode):
-            self._model = copy.deepcopy(model).train()
+            self._model = copy.deepcopy(loss).train()
         self._flops_per_byte = flops_per_byte
 
     def weights(self) -> WeightMemory:
@@ -128,7 +137,7 @@ class FakeStep:
             self._model.zero_grad()
         return WeightMemory(extra=held, cost=meter.cost)
 
-    def micro_batch(self, images: int, shape: tuple[int, ...], loss_of: LossOf = training_loss) -> StepMemory:
+    def micro_batch(self, images: int, shape: tuple[int, ...]) -> StepMemory:
         """What `images` images of `shape` need, where an earlier micro-batch has left its gradients.
 
         Raises:
@@ -145,9 +154,9 @@ class FakeStep:
                     for weight in self._weights_in_use():
                         weight.grad = torch.empty_like(weight)
                     with meter:
-                        loss = loss_of(self._model, torch.rand(images, *shape))
+                        loss = self._model(torch.rand(images, *shape))
                         kept = meter.held
-                        loss.backward()  # type: ignore[no-untyped-call]
+                        loss.backward()
             except Exception as error:
                 raise ValueError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
             finally:
