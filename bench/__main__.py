@@ -1,4 +1,4 @@
-"""Command line of the benchmarks: `python -m bench weights|step [--threads N] [--repeats N] [--json FILE]`."""
+"""Command line of the benchmarks: `python -m bench weights|step|memory [--threads N] [--repeats N] [--json FILE]`."""
 
 import argparse
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from batchless.runs.environment import describe_environment
-from bench import step, weights
+from bench import memory, step, weights
 from bench.report import (
     busy_warning,
     comparison_json,
@@ -19,7 +19,7 @@ from bench.report import (
     machine_line,
 )
 
-BENCHMARKS = {"weights": weights, "step": step}
+BENCHMARKS = {"weights": weights, "step": step, "memory": memory}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,7 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Performance comparisons in one process.")
-    parser.add_argument("name", choices=BENCHMARKS, help="weights: standardizing alone; step: whole optimizer steps")
+    parser.add_argument(
+        "name", choices=BENCHMARKS, help="weights: standardizing alone; step: whole steps; memory: activations"
+    )
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="torch threads (1)")
     parser.add_argument(
         "--repeats",

@@ -38,6 +38,7 @@ class Comparison:
         times: of all contestants.
         targets: to be judged.
         bytes_moved: by contestant, what an implementation must read and write at least, where that bounds the time.
+        saved_bytes: by contestant, what its forward keeps for the backward pass, where that is the question.
     """
 
     title: str
@@ -45,6 +46,7 @@ class Comparison:
     times: Times
     targets: tuple[Target, ...] = ()
     bytes_moved: Mapping[str, int] = field(default_factory=dict)
+    saved_bytes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

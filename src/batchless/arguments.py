@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
-from batchless.advise import ConvertConfig, DoctorConfig
+from batchless.advise import ConvertConfig, DoctorConfig, PlanConfig
 from batchless.demo import DemoConfig
 from batchless.deploy import EvaluateConfig, ExportConfig, PredictConfig
 from batchless.federated import FederateConfig
@@ -97,6 +97,7 @@ Config = (
     | ExportConfig
     | DoctorConfig
     | ConvertConfig
+    | PlanConfig
 )
 
 
@@ -131,6 +132,7 @@ _VERBS = {
     "convert": _Verb(
         ConvertConfig, ("model", "normalizer"), "what a normalizer would replace in a model, layer by layer"
     ),
+    "plan": _Verb(PlanConfig, ("model",), "where a training's memory goes, and the largest micro-batch that fits"),
 }
 
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from batchless import commands
-from batchless.advise import ConvertConfig, DoctorConfig
+from batchless.advise import ConvertConfig, DoctorConfig, PlanConfig
 from batchless.arguments import CompareConfig, ExplainConfig, ResumeConfig, parse_arguments
 from batchless.demo import DemoConfig
 from batchless.deploy import EvaluateConfig, ExportConfig, PredictConfig
@@ -61,6 +61,8 @@ def _run(words: Sequence[str]) -> int:
             return commands.doctor(config)
         case ConvertConfig() as config:
             return commands.convert(config)
+        case PlanConfig() as config:
+            return commands.plan(config)
 
 
 if __name__ == "__main__":

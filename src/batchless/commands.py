@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from batchless.advise import ConvertConfig, DoctorConfig, run_convert, run_doctor
+from batchless.advise import ConvertConfig, DoctorConfig, PlanConfig, run_convert, run_doctor, run_plan
 from batchless.arguments import CompareConfig, ExplainConfig, ResumeConfig
 from batchless.demo import DemoConfig, run_demo
 from batchless.deploy import (
@@ -33,6 +33,7 @@ from batchless.tasks import FinishedRun, TrainConfig, resume_training, run_train
 from batchless.train import stop_on_signals
 from batchless.train.interrupt import ShouldStop, TrainingStoppedError
 from batchless.train.loop import OnProgress
+from batchless.train.waiting import advice_on_waiting
 
 INTERRUPTED = 130
 _FOUND_SOMETHING = 1
@@ -86,8 +87,12 @@ def _train(title: str, images: int | None, folder: Path, run: Callable[[OnProgre
         console.print(f"weights: {note}", markup=False, highlight=False)
     if console.quiet:
         return 0
-    console.print(compare_runs([read_run(finished.folder)]).rich())
+    finished_run = read_run(finished.folder)
+    console.print(compare_runs([finished_run]).rich())
     figures = finished.summary
+    workers = (finished_run.config.get("data") or {}).get("workers", 0)
+    if advice := advice_on_waiting(figures["waiting_share"], workers=workers):
+        console.print(advice, markup=False, highlight=False)
     console.print(
         f"test accuracy {100 * figures['test_accuracy']:.1f} %, {figures['images_per_second']:.0f} images/s; "
         f"run folder {finished.folder}",
@@ -264,6 +269,13 @@ def convert(config: ConvertConfig) -> int:
     """What a normalizer replaces in a model."""
     print(run_convert(config))
     return 0
+
+
+def plan(config: PlanConfig) -> int:
+    """What fits in a memory; 1 if nothing does."""
+    planned = run_plan(config)
+    print(planned.json() if config.format == "json" else planned)
+    return 0 if planned.fits else _FOUND_SOMETHING
 
 
 def _progress(console: Any) -> Any:

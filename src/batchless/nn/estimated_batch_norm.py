@@ -61,6 +61,10 @@ class EstimatedBatchNorm(nn.Module):
     memory: Tensor
     step_sums: Tensor | None
     """Inside `batchless.accumulate`: sums of x - m and (x - m)^2 per channel and the count, `[2 C + 1]`; else None."""
+    used: list[tuple[SampleMoments | None, tuple[Tensor, Tensor]]] | None
+    """A list gets what each forward was given and normalized by, for `batchless.lean` to do it again; None: nobody asks."""
+    fixed: tuple[Tensor, Tensor] | None
+    """What forwards that are done again normalize by, moving nothing; None otherwise."""
 
     def __init__(
         self,
@@ -84,7 +88,7 @@ class EstimatedBatchNorm(nn.Module):
         if not eps > 0:
             raise ValueError(f"eps must be above 0, got {eps}")
         self.num_features, self.eps, self.update, self.warmup = num_features, eps, update, warmup
-        self.step_sums = None
+        self.step_sums = self.used = self.fixed = None
         self._forwards = ForwardMemory()
         self.weight = nn.Parameter(torch.ones(num_features, device=device, dtype=dtype)) if affine else None
         self.bias = nn.Parameter(torch.zeros(num_features, device=device, dtype=dtype)) if affine else None
@@ -111,6 +115,14 @@ class EstimatedBatchNorm(nn.Module):
         """
         if x.dim() < 2 or x.shape[1] != self.num_features:
             raise ValueError(f"expected an input [N, {self.num_features}, ..], got {tuple(x.shape)}")
+        if self.fixed is not None:
+            return self.fixed
+        statistics = self._statistics(x, moments)
+        if self.used is not None:
+            self.used.append((moments, statistics))
+        return statistics
+
+    def _statistics(self, x: Tensor, moments: SampleMoments | None) -> tuple[Tensor, Tensor]:
         if not self.training or x.numel() == 0:
             return self.running_mean, self.running_var
         again = recomputing()

@@ -3,6 +3,8 @@
 from batchless.surgery.convert import conversion_of as conversion_of
 from batchless.surgery.convert import convert as convert
 from batchless.surgery.fold import fold as fold
+from batchless.surgery.lean import LeanReport as LeanReport
+from batchless.surgery.lean import lean as lean
 from batchless.surgery.recalibrate import recalibrate as recalibrate
 from batchless.surgery.report import ConversionReport as ConversionReport
 from batchless.surgery.report import Entry as Entry

@@ -69,10 +69,11 @@ class ConversionReport:
         )
         rows = [("layer", "action", "was", "now", "detail")]
         rows += [(e.name or "(model)", e.action, e.was, e.now, e.detail) for e in self.entries]
-        return "\n".join([summary, "", *_aligned(rows), "", *(f"note: {note}" for note in self.notes)]).rstrip()
+        return "\n".join([summary, "", *aligned(rows), "", *(f"note: {note}" for note in self.notes)]).rstrip()
 
 
-def _aligned(rows: Iterable[tuple[str, ...]]) -> list[str]:
+def aligned(rows: Iterable[tuple[str, ...]]) -> list[str]:
+    """Rows as lines with columns under each other."""
     rows = list(rows)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -21,6 +21,7 @@ from batchless.train.processes import Processes
 from batchless.train.settings import LoopSettings
 from batchless.train.state import Progress, checkpoint_state, restore
 from batchless.train.task import Batch, Data, Metric, Task
+from batchless.train.waiting import Waiting
 
 _LOG_EVERY_SECONDS = 0.5
 """How often the loss is read from the device: reading waits for it."""
@@ -70,7 +71,8 @@ def train(
 
     Returns:
         The summary: the last test figures as `test_<name>`, `images`, `seconds`, `images_per_second` of training,
-        `peak_memory_bytes` of this process (of the GPU, where one trains).
+        `peak_memory_bytes` of this process (of the GPU, where one trains), and `waiting_share`: how much of the training time,
+        since the start or the resumption, went by waiting for data.
 
     Raises:
         ValueError: the loss or a weight became NaN or infinite (the checkpoint is one from before), or `resume_from` is of
@@ -91,14 +93,17 @@ def train(
     )
     if resume_from is not None:
         loop.resume(resume_from)
+    seconds_before = loop.progress.seconds
     metric = loop.run_all()
     progress = loop.progress
+    seconds_now = progress.seconds - seconds_before
     summary = {f"test_{name}": value for name, value in metric.compute().items()}
     summary |= {
         "images": progress.images,
         "seconds": progress.seconds,
         "images_per_second": progress.images / progress.seconds,
         "peak_memory_bytes": peak_memory_bytes(settings.device),
+        "waiting_share": loop.waiting.seconds / seconds_now if seconds_now > 0 else 0.0,
     }
     if run is not None:
         task.picture(metric, run.path / "pictures")
@@ -119,6 +124,7 @@ class _Loop(Generic[Batch]):
     should_stop: ShouldStop
     progress: Progress = field(default_factory=Progress)
     figures: dict[str, float] = field(default_factory=dict)
+    waiting: Waiting[Batch] = field(default_factory=Waiting)
 
     def __post_init__(self) -> None:
         settings = self.settings
@@ -177,7 +183,7 @@ class _Loop(Generic[Batch]):
             )
             for step in steps
         ]
-        batches = iter(self.data.train(epoch, [micro_batch for step in mine for micro_batch in step]))
+        batches = self.waiting.timed(self.data.train(epoch, [micro_batch for step in mine for micro_batch in step]))
         for step, micro_batches in zip(steps, mine, strict=True):
             yield len(step), islice(batches, len(micro_batches))
 

@@ -1,0 +1,187 @@
+"""A layer's forward done again in the backward pass: the same output from the same input, and no state moved."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.utils import parametrize
+from torchvision.ops.misc import FrozenBatchNorm2d
+
+from batchless.nn.batch_channel_norm import BatchChannelNorm, channel_norm
+from batchless.nn.batch_norm import BatchNorm, FrozenBatchNorm
+from batchless.nn.estimated_batch_norm import EstimatedBatchNorm, SampleMoments
+from batchless.nn.fused_batch_channel_norm import fused_batch_channel_norm
+from batchless.nn.rebuilding import Replay, require_version
+from batchless.nn.reparameterized import Reparameterized
+from batchless.nn.skip_init import SkipInit
+from batchless.surgery.recognize import (
+    ConvolutionSource,
+    is_activation,
+    is_convolution,
+    read_batch_norm,
+    read_convolution,
+)
+
+Used = tuple[SampleMoments | None, tuple[Tensor, Tensor]]
+"""What an `EstimatedBatchNorm` was given by its caller, and what it normalized by."""
+
+_STATELESS = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, FrozenBatchNorm2d, FrozenBatchNorm)
+
+
+def why_not(module: nn.Module) -> str | None:
+    """Why the forward of a normalization, an activation or a convolution cannot be done again; None if it can."""
+    kind = type(module)
+    if parametrize.is_parametrized(module):
+        return "its parameters are parametrized"
+    if is_convolution(module):
+        source = read_convolution(module)
+        return None if isinstance(module, Reparameterized) or isinstance(source, ConvolutionSource) else source
+    if is_activation(module):
+        return "it is random" if isinstance(module, nn.RReLU) else None
+    if isinstance(module, SkipInit | BatchChannelNorm | EstimatedBatchNorm | BatchNorm):
+        synchronized = any(getattr(part, "sync", False) for part in module.modules())
+        return "its statistics are those of all processes" if synchronized else None
+    if isinstance(module, nn.SyncBatchNorm):
+        return "its statistics are those of all processes"
+    if isinstance(module, _InstanceNorm):
+        return "it tracks statistics" if module.track_running_stats else None
+    if isinstance(module, _BatchNorm):
+        found = read_batch_norm(module)
+        if isinstance(found, str):
+            return found
+        return None if _nothing(found.drop) else "it drops values at random"
+    if isinstance(module, _STATELESS):
+        timm = kind.__module__.startswith("timm.layers.")
+        if not timm and not any(kind.forward is base.forward for base in _STATELESS if isinstance(module, base)):
+            return f"{kind.__name__} overrides forward and no rule knows it"
+        return None if _nothing(getattr(module, "drop", None)) else "it drops values at random"
+    return f"no rule knows {kind.__name__}"
+
+
+def _nothing(drop: object) -> bool:
+    return drop is None or isinstance(drop, nn.Identity)
+
+
+def estimates_of(module: nn.Module) -> EstimatedBatchNorm | None:
+    """The layer whose estimates `module` normalizes by."""
+    step = module.batch_norm if isinstance(module, BatchChannelNorm) else module
+    return step if isinstance(step, EstimatedBatchNorm) else None
+
+
+@dataclass(frozen=True)
+class ForwardAgain:
+    """The forward of one layer as it ran, under the same autocast and in the same mode.
+
+    Raises RuntimeError where a parameter or statistic it needs has been changed in place since.
+    """
+
+    run: Replay
+    needs: tuple[tuple[Tensor, int], ...]
+    autocast: tuple[str, torch.dtype, bool]
+
+    def __call__(self, input: Tensor) -> Tensor:
+        """The layer's output for `input`."""
+        for tensor, version in self.needs:
+            require_version(tensor, version)
+        device, dtype, enabled = self.autocast
+        if not enabled and not torch.is_autocast_enabled(device):
+            return self.run(input)
+        with torch.autocast(device, dtype=dtype, enabled=enabled):
+            return self.run(input)
+
+
+def forward_again(module: nn.Module, input: Tensor, used: Sequence[Used]) -> ForwardAgain:
+    """What has just run on `input`, to run again; `used` is what its estimates were used with, if it has any."""
+    run, statistics = _run_of(module, used)
+    needs = (*module.parameters(), *statistics)
+    device = input.device.type
+    return ForwardAgain(
+        run=run,
+        needs=tuple((tensor, tensor._version) for tensor in needs),
+        autocast=(device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)),
+    )
+
+
+def _run_of(module: nn.Module, used: Sequence[Used]) -> tuple[Replay, tuple[Tensor, ...]]:
+    estimates = estimates_of(module)
+    if estimates is not None:
+        moments, statistics = used[-1]
+        if moments is not None and isinstance(module, BatchChannelNorm):
+            return _fused(module, estimates, moments, statistics), statistics
+        return _with_estimates(module, estimates, statistics), statistics
+    norm = module.batch_norm if isinstance(module, BatchChannelNorm) else module
+    if isinstance(norm, _BatchNorm | BatchNorm):
+        if norm.training or norm.running_mean is None:
+            return _with_batch_statistics(module, norm), ()
+        assert norm.running_var is not None
+        return _in_mode(module, training=False), (norm.running_mean, norm.running_var)
+    return _in_mode(module, training=module.training), ()
+
+
+def _with_batch_statistics(module: nn.Module, norm: _BatchNorm | BatchNorm) -> Replay:
+    # Without running statistics there are none to move.
+    def run(input: Tensor) -> Tensor:
+        normalized = F.batch_norm(input, None, None, norm.weight, norm.bias, True, 0.0, norm.eps)
+        if isinstance(module, BatchChannelNorm):
+            return channel_norm(normalized, module.num_groups, module.weight, module.bias, module.eps)
+        act = getattr(module, "act", None)  # timm's combined layers
+        output: Tensor = normalized if act is None else act(normalized)
+        return output
+
+    return run
+
+
+def _with_estimates(module: nn.Module, estimates: EstimatedBatchNorm, statistics: tuple[Tensor, Tensor]) -> Replay:
+    def run(input: Tensor) -> Tensor:
+        estimates.fixed = statistics
+        try:
+            output: Tensor = module.forward(input)
+        finally:
+            estimates.fixed = None
+        return output
+
+    return run
+
+
+def _fused(
+    module: BatchChannelNorm,
+    estimates: EstimatedBatchNorm,
+    moments: tuple[Tensor, Tensor],
+    statistics: tuple[Tensor, Tensor],
+) -> Replay:
+    def run(input: Tensor) -> Tensor:
+        return fused_batch_channel_norm(
+            input,
+            moments,
+            statistics,
+            (estimates.weight, estimates.bias),
+            (module.weight, module.bias),
+            num_groups=module.num_groups,
+            eps=module.eps,
+        )
+
+    return run
+
+
+def _in_mode(module: nn.Module, *, training: bool) -> Replay:
+    # Never in place: the input may be wanted by others too.
+    def run(input: Tensor) -> Tensor:
+        state: Any = module
+        before, inplace = module.training, getattr(module, "inplace", None)
+        state.training = training
+        if inplace:
+            state.inplace = False
+        try:
+            output: Tensor = module.forward(input)
+        finally:
+            state.training = before
+            if inplace:
+                state.inplace = inplace
+        return output
+
+    return run
