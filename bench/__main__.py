@@ -1,15 +1,16 @@
-"""Command line of the benchmarks: `python -m bench weights|step|memory [--threads N] [--repeats N] [--json FILE]`."""
+"""Command line of the benchmarks: `python -m bench weights|norms|step|memory|detector|inference [options]`."""
 
 import argparse
 import json
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from batchless.runs.environment import describe_environment
-from bench import memory, step, weights
+from bench import detector, inference, memory, norms, step, weights
 from bench.report import (
     busy_warning,
     comparison_json,
@@ -19,7 +20,16 @@ from bench.report import (
     machine_line,
 )
 
-BENCHMARKS = {"weights": weights, "step": step, "memory": memory}
+BENCHMARKS = {
+    "weights": weights,
+    "norms": norms,
+    "step": step,
+    "memory": memory,
+    "detector": detector,
+    "inference": inference,
+}
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+"""`cpu` leaves out the time in which others had the processor; they still take bandwidth and caches. With one thread only."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,16 +38,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     before = after = load_average()
     machine = {**describe_environment(seed=options.seed), "load_before": before}
-    print(machine_line(machine), busy_warning(before, None, threads=options.threads) or "", sep="\n", flush=True)
+    print(
+        f"{machine_line(machine)}, {options.clock} clock",
+        busy_warning(before, None, threads=options.threads) or "",
+        sep="\n",
+        flush=True,
+    )
     done = []
     for comparison in BENCHMARKS[options.name].comparisons(
-        repeats=options.repeats, seed=options.seed, on_round=_progress
+        repeats=options.repeats, seed=options.seed, clock=CLOCKS[options.clock], on_round=_progress
     ):
         print(*comparison_lines(comparison), "", sep="\n", flush=True)
         done.append(comparison_json(comparison))
         after = load_average()
         if options.json is not None:
-            record = {"benchmark": options.name, "machine": machine, "load_after": after, "comparisons": done}
+            record = {
+                "benchmark": options.name,
+                "machine": machine,
+                "clock": options.clock,
+                "load_after": after,
+                "comparisons": done,
+            }
             options.json.write_text(json.dumps(record, indent=1) + "\n")
     print(busy_warning(before, after, threads=options.threads) or load_line(before, after))
     return 0
@@ -46,7 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Performance comparisons in one process.")
     parser.add_argument(
-        "name", choices=BENCHMARKS, help="weights: standardizing alone; step: whole steps; memory: activations"
+        "name",
+        choices=BENCHMARKS,
+        help="weights, norms: standardizing, normalizing alone; step, detector: whole optimizer steps; memory: activations; "
+        "inference: after fold",
     )
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="torch threads (1)")
     parser.add_argument(
@@ -55,11 +79,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help=", ".join(f"{name} {benchmark.REPEATS}" for name, benchmark in BENCHMARKS.items()),
     )
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="wall time, or the process's own (wall)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights, data and the order of turns (0)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all raw times here")
     options = parser.parse_args(arguments)
     if options.threads < 1 or (options.repeats is not None and options.repeats < 1):
         parser.error("--threads and --repeats must be 1 or more")
+    if options.clock == "cpu" and options.threads > 1:
+        parser.error("--clock cpu adds up the time of all threads: use --threads 1 with it")
     if options.json is not None and not options.json.absolute().parent.is_dir():
         parser.error(f"--json: the folder {options.json.parent} does not exist: create it first")
     return options

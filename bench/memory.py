@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.models.resnet import Bottleneck
 
 import batchless as bl
-from bench.timing import Comparison, Contestant, Target, interleave
+from bench.timing import Clock, Comparison, Contestant, Target, interleave
 
 REPEATS = 10
 IMAGE_SIZE = 224
@@ -30,7 +29,9 @@ TARGETS = (
 )
 
 
-def comparisons(*, repeats: int | None, seed: int, on_round: Callable[[int, int], None]) -> Iterator[Comparison]:
+def comparisons(
+    *, repeats: int | None, seed: int, clock: Clock, on_round: Callable[[int, int], None]
+) -> Iterator[Comparison]:
     """Forward and backward, BatchNorm and micro-batch BCN, at every level and checkpointed."""
     image, target = torch.randn(1, 3, IMAGE_SIZE, IMAGE_SIZE), torch.randint(1000, (1,))
     for normalizer in NORMALIZERS:
@@ -43,8 +44,7 @@ def comparisons(*, repeats: int | None, seed: int, on_round: Callable[[int, int]
             share_weights(model, models)
             saved = {name: saved_bytes(contestant, image) for name, contestant in models.items()}
             steps = {name: forward_backward(contestant, image, target) for name, contestant in models.items()}
-            # CPU time: steadier than the clock on the wall where others compute too, and what is asked for is extra work.
-            times = interleave(steps, repeats=repeats or REPEATS, seed=seed, clock=time.process_time, on_round=on_round)
+            times = interleave(steps, repeats=repeats or REPEATS, seed=seed, clock=clock, on_round=on_round)
             share_weights(None, models)
         title = f"ResNet-50 {normalizer}, forward and backward of one {IMAGE_SIZE} px image, CPU time"
         yield Comparison(title=title, base="plain", times=times, targets=TARGETS, saved_bytes=saved)

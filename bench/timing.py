@@ -10,6 +10,8 @@ from typing import Literal
 import numpy as np
 
 Contestant = Callable[[], object]
+Clock = Callable[[], float]
+"""Seconds since some moment."""
 Times = Mapping[str, tuple[float, ...]]
 """Seconds by contestant; the i-th of each comes from the same round."""
 
@@ -65,7 +67,7 @@ def interleave(
     *,
     repeats: int,
     seed: int = 0,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Clock = time.perf_counter,
     on_round: Callable[[int, int], None] | None = None,
 ) -> dict[str, tuple[float, ...]]:
     """Seconds of every contestant in `repeats` rounds, after one round of warm-up that does not count.

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from batchless.nn import standardize_weight
 from bench.formulas import authors_standardized, timm_standardized
-from bench.timing import Comparison, Contestant, Target, interleave
+from bench.timing import Clock, Comparison, Contestant, Target, interleave
 
 REPEATS = 120
 
@@ -22,7 +22,9 @@ _FUSED = 5
 the gradient of W_hat and W, and writes the gradient of W."""
 
 
-def comparisons(*, repeats: int | None, seed: int, on_round: Callable[[int, int], None]) -> Iterator[Comparison]:
+def comparisons(
+    *, repeats: int | None, seed: int, clock: Clock, on_round: Callable[[int, int], None]
+) -> Iterator[Comparison]:
     """The one comparison; see the module."""
     weights = resnet50_weights(seed)
     gradients = [1e-3 * torch.randn_like(weight) for weight in weights]
@@ -42,7 +44,7 @@ def comparisons(*, repeats: int | None, seed: int, on_round: Callable[[int, int]
     yield Comparison(
         title=f"standardize {len(weights)} convolution weights ({size / 1e6:.1f} MB), forward + backward",
         base="timm",
-        times=interleave(contestants, repeats=repeats or REPEATS, seed=seed, on_round=on_round),
+        times=interleave(contestants, repeats=repeats or REPEATS, seed=seed, clock=clock, on_round=on_round),
         targets=TARGETS,
         bytes_moved=bytes_moved,
     )

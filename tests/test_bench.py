@@ -1,5 +1,6 @@
 """The benchmarks' contestants compute what batchless computes, and their clock work is right; no time is asserted."""
 
+import copy
 import gc
 import json
 import sys
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench is run from the repository root, not installed
 
-from bench import step, weights
+from bench import detector, inference, norms, step, weights
 from bench.__main__ import main
 from bench.formulas import (
     AuthorsBatchChannelNorm,
@@ -318,6 +319,7 @@ def test_resnet50_has_53_convolution_weights():
         (["speed"], "invalid choice"),
         (["weights", "--repeats", "0"], "must be 1 or more"),
         (["weights", "--json", "/no/such/folder/x.json"], "does not exist"),
+        (["weights", "--clock", "cpu", "--threads", "2"], "--threads 1"),
     ],
 )
 def test_a_wrong_command_line_says_what_is_wrong(arguments, message, capsys):
@@ -325,3 +327,41 @@ def test_a_wrong_command_line_says_what_is_wrong(arguments, message, capsys):
         main(arguments)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_proposals_are_fixed_while_the_network_trains():
+    boxes = detector.random_boxes(5)
+    network = detector.FixedProposals(lambda images, features, targets: (["its own"], {"loss": len(features)}), boxes)
+    (proposals,), losses = network(None, [1, 2], None)
+    assert proposals is boxes
+    assert losses == {"loss": 2}
+
+
+def test_the_scene_lies_within_the_image():
+    torch.manual_seed(0)
+    image, objects, proposals = detector.scene()
+    assert image.shape == (3, detector.IMAGE_SIZE, detector.IMAGE_SIZE)
+    assert len(proposals) == detector.PROPOSALS
+    for boxes in (objects["boxes"], proposals):
+        assert bool((boxes[:, 2:] > boxes[:, :2]).all())
+        assert bool(((boxes >= 0) & (boxes <= detector.IMAGE_SIZE)).all())
+
+
+def test_resnet50_has_53_normalizations_of_eleven_million_values():
+    shapes = norms.resnet50_shapes()
+    assert len(shapes) == 53
+    assert sum(torch.Size(shape).numel() for shape in shapes) == 11_113_984
+
+
+def test_the_normalizations_timed_agree():
+    x = torch.randn(1, 64, 9, 9, dtype=torch.float64)
+    fused = norms.collecting(64).double()
+    composed = norms.composed(copy.deepcopy(fused))
+    torch.testing.assert_close(fused(x), composed(x), **EXACT)
+    torch.testing.assert_close(fused.batch_norm.step_sums, composed.batch_norm.step_sums, **EXACT)
+
+
+def test_inference_leaves_no_graph():
+    layer = nn.Conv2d(1, 1, 1)
+    inference.forward(layer, torch.ones(1, 1, 2, 2))()
+    assert layer.weight.grad is None

@@ -1,5 +1,7 @@
 """The fused form of micro-batch BCN: the composed form's values and gradients, from less memory, and only where it holds."""
 
+from collections.abc import Callable, Sequence
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,8 @@ from torch import Tensor, nn
 
 import batchless.nn as bnn
 from batchless.nn import batch_channel_norm, fused_batch_channel_norm
-from batchless.nn.fused_batch_channel_norm import can_fuse, sample_moments
+from batchless.nn.fused_batch_channel_norm import can_fuse
+from batchless.nn.normalized_samples import normalize_samples
 
 fused = fused_batch_channel_norm.fused_batch_channel_norm
 
@@ -30,7 +33,7 @@ def problems(draw: st.DrawFn) -> tuple[Tensor, list[Tensor], tuple[Tensor, Tenso
     return 2 * normal(*shape) + 0.5, affine, estimates, groups
 
 
-def composed(x: Tensor, affine: list[Tensor], estimates: tuple[Tensor, Tensor], groups: int) -> Tensor:
+def composed(x: Tensor, affine: Sequence[Tensor], estimates: tuple[Tensor, Tensor], groups: int) -> Tensor:
     """The readable form, by torch's kernels."""
     gamma, beta, gain, bias = affine
     y = F.batch_norm(x, *estimates, gamma, beta, False, 0.0, 1e-5)
@@ -38,28 +41,71 @@ def composed(x: Tensor, affine: list[Tensor], estimates: tuple[Tensor, Tensor], 
     return F.group_norm(y, groups, gain.repeat_interleave(repeat), bias.repeat_interleave(repeat), 1e-5)
 
 
-@given(problems())
-def test_values_and_gradients_are_the_composed_forms(problem):
+FORMS = {"of-vectors": 0, "small": 10**9}
+"""The limit that makes every input here take one form."""
+
+
+@pytest.fixture(params=FORMS)
+def form(request, monkeypatch) -> str:
+    """Runs a test with each of the two fused forms."""
+    monkeypatch.setattr(fused_batch_channel_norm, "SMALL", FORMS[request.param])
+    return request.param
+
+
+def check(values: list[Tensor], expected: list[Tensor]) -> None:
+    for ours, theirs in zip(values, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
+
+
+def with_gradients(run: Callable[..., Tensor], values: list[Tensor]) -> list[Tensor]:
+    leaves = [value.clone().requires_grad_() for value in values]
+    y = run(*leaves)
+    direction = torch.linspace(-1, 2, y.numel(), dtype=y.dtype).view_as(y)
+    return [y, *torch.autograd.grad((y * direction).sum(), leaves)]
+
+
+@pytest.mark.parametrize("name", FORMS)
+@given(problem=problems())
+def test_values_and_gradients_are_the_composed_forms(name, problem):
     x, affine, estimates, groups = problem
     assume(x[0].numel() > groups)  # one value per group is refused by the layer
-    found = []
-    for form in ("fused", "composed"):
-        leaves = [value.clone().requires_grad_() for value in (x, *affine)]
-        if form == "fused":
-            pairs = (leaves[1], leaves[2]), (leaves[3], leaves[4])
-            y = fused(leaves[0], sample_moments(x), estimates, *pairs, num_groups=groups, eps=1e-5)
-        else:
-            y = composed(leaves[0], leaves[1:], estimates, groups)
-        direction = torch.linspace(-1, 2, y.numel(), dtype=y.dtype).view_as(y)
-        found.append((y, *torch.autograd.grad((y * direction).sum(), leaves)))
-    for ours, theirs in zip(*found, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
+
+    def ours(x: Tensor, *affine: Tensor) -> Tensor:
+        samples = normalize_samples(x)
+        return fused(x, samples, estimates, affine[:2], affine[2:], num_groups=groups, eps=1e-5)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused_batch_channel_norm, "SMALL", FORMS[name])
+        found = with_gradients(ours, [x, *affine])
+    check(found, with_gradients(lambda x, *affine: composed(x, affine, estimates, groups), [x, *affine]))
+
+
+@given(problems())
+def test_statistics_of_the_batch_pass_gradients_on(problem):
+    x, affine, _, groups = problem
+    assume(x[0].numel() > groups and x.numel() > x.shape[1])
+
+    def ours(x: Tensor, *affine: Tensor) -> Tensor:
+        samples = normalize_samples(x)
+        statistics = samples.batch_statistics()
+        return fused(x, samples, statistics, affine[:2], affine[2:], num_groups=groups, eps=1e-5, of_batch=True)
+
+    check(with_gradients(ours, [x, *affine]), with_gradients(lambda x, *affine: large(x, affine, groups), [x, *affine]))
+
+
+def large(x: Tensor, affine: tuple[Tensor, ...], groups: int) -> Tensor:
+    """Large-batch BCN by torch's kernels."""
+    gamma, beta, gain, bias = affine
+    y = F.batch_norm(x, None, None, gamma, beta, True, 0.0, 1e-5)
+    repeat = x.shape[1] // groups
+    return F.group_norm(y, groups, gain.repeat_interleave(repeat), bias.repeat_interleave(repeat), 1e-5)
 
 
 @given(problems())
 def test_moments_are_those_of_each_sample_and_channel(problem):
     x, *_ = problem
-    mean, var = sample_moments(x)
+    found = normalize_samples(x)
+    mean, var = found.mean, found.var()
     torch.testing.assert_close(mean, x.flatten(2).mean(2), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(var, x.flatten(2).var(2, correction=0), rtol=1e-10, atol=1e-12)
 
@@ -99,10 +145,24 @@ def run_composed(module: bnn.BatchChannelNorm, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.usefixtures("form")
 def test_the_layer_moves_its_estimates_alike(training, affine, calls):
     modules = [layer(affine=affine).double().train(training) for _ in range(2)]
     for _ in range(3):
         x = torch.randn(2, 16, 5, 4, dtype=torch.float64)
+        torch.testing.assert_close(modules[0](x), run_composed(modules[1], x), rtol=1e-11, atol=1e-11)
+    assert len(calls) == 3
+    for name, value in modules[0].state_dict().items():
+        torch.testing.assert_close(value, modules[1].state_dict()[name], rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.usefixtures("form")
+@pytest.mark.parametrize("training", [True, False])
+def test_the_layer_of_large_batches_tracks_alike(training, calls, monkeypatch):
+    monkeypatch.setattr(batch_channel_norm, "SMALL", 0)
+    modules = [bnn.BatchChannelNorm(16, 4, statistics="batch").double().train(training) for _ in range(2)]
+    for _ in range(3):
+        x = 2 * torch.randn(3, 16, 5, 4, dtype=torch.float64) + 1
         torch.testing.assert_close(modules[0](x), run_composed(modules[1], x), rtol=1e-11, atol=1e-11)
     assert len(calls) == 3
     for name, value in modules[0].state_dict().items():
@@ -121,6 +181,7 @@ def saved_bytes(module: nn.Module, x: Tensor) -> int:
     return sum(sizes.values())
 
 
+@pytest.mark.usefixtures("form")
 def test_what_is_saved_is_the_input_and_vectors():
     x = torch.randn(1, 16, 64, 64).requires_grad_()
     of_input, vectors = x.numel() * 4, 16 * 4 * 12
@@ -132,6 +193,7 @@ def test_what_is_saved_is_the_input_and_vectors():
     handle.remove()
 
 
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("ratio", [1e2, 1e4])
 def test_a_mean_much_larger_than_the_deviation(ratio):
     """float32 against float64: no difference of large squares. Inputs of such a mean carry an error of ratio * 6e-8."""
@@ -152,6 +214,7 @@ def test_a_mean_much_larger_than_the_deviation(ratio):
         assert float((ours - exact).abs().max()) <= tolerance * float(exact.abs().max())
 
 
+@pytest.mark.usefixtures("form")
 def test_a_constant_input_has_finite_gradients():
     module, x = layer().eval(), torch.full((2, 16, 4, 4), 3.0, requires_grad=True)
     y = module(x)
@@ -161,6 +224,7 @@ def test_a_constant_input_has_finite_gradients():
     assert x.grad.isfinite().all()
 
 
+@pytest.mark.usefixtures("form")
 def test_an_activation_may_write_over_the_output():
     leaves = [torch.randn(2, 16, 4, 4, generator=torch.Generator().manual_seed(1)).requires_grad_() for _ in range(2)]
     for leaf, activation in zip(leaves, (nn.ReLU(inplace=True), nn.ReLU()), strict=True):
@@ -168,6 +232,7 @@ def test_an_activation_may_write_over_the_output():
     torch.testing.assert_close(leaves[0].grad, leaves[1].grad, rtol=0, atol=0)
 
 
+@pytest.mark.usefixtures("form")
 def test_a_second_derivative_is_refused():
     x = torch.randn(1, 16, 4, 4, requires_grad=True)
     (gradient,) = torch.autograd.grad(layer()(x).square().sum(), x, create_graph=True)

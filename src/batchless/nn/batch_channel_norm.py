@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from batchless.nn.batch_norm import BatchNorm
 from batchless.nn.estimated_batch_norm import EstimatedBatchNorm, Update
-from batchless.nn.fused_batch_channel_norm import can_fuse, fused_batch_channel_norm, sample_moments
+from batchless.nn.fused_batch_channel_norm import SMALL, can_fuse, fused_batch_channel_norm
 from batchless.nn.group_count import group_count, values_per_group
+from batchless.nn.normalized_samples import normalize_samples
 
 _FEW_VALUES = 8
 """Statistics of fewer values than this are mostly noise: a warning."""
@@ -147,25 +148,28 @@ class BatchChannelNorm(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """Both steps on `input` `[N, C, ..]`."""
         step = self.batch_norm
-        if isinstance(step, EstimatedBatchNorm) and step.eps == self.eps and _is_bare(step):
+        # With few values torch's own two kernels are quicker for batch statistics, and have less to save.
+        composed = isinstance(step, BatchNorm) and (step.synchronizes() or input.numel() < SMALL)
+        if step.eps == self.eps and not composed and _is_bare(step):
             affine = (step.weight, step.bias, self.weight, self.bias)
             if can_fuse(input, step.running_mean, step.running_var, *affine):
                 return self._fused(input, step)
-        return channel_norm(self.batch_norm(input), self.num_groups, self.weight, self.bias, self.eps)
+        return channel_norm(step(input), self.num_groups, self.weight, self.bias, self.eps)
 
-    def _fused(self, input: Tensor, step: EstimatedBatchNorm) -> Tensor:
+    def _fused(self, input: Tensor, step: EstimatedBatchNorm | BatchNorm) -> Tensor:
         if input.shape[1] != self.num_features:
             raise ValueError(f"expected an input [N, {self.num_features}, ..], got {tuple(input.shape)}")
         require_values_in_groups(input, self.num_groups)
-        moments = sample_moments(input)
+        samples = normalize_samples(input)
         return fused_batch_channel_norm(
             input,
-            moments,
-            step.statistics(input, moments),
+            samples,
+            step.statistics(input, samples),
             (step.weight, step.bias),
             (self.weight, self.bias),
             num_groups=self.num_groups,
             eps=self.eps,
+            of_batch=step.training and isinstance(step, BatchNorm),
         )
 
 

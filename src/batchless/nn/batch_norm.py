@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from batchless.nn.normalized_samples import NormalizedSamples
 from batchless.nn.precision import at_least_float32
 from batchless.nn.recomputation import recomputing
 
@@ -75,7 +76,7 @@ class BatchNorm(nn.Module):
                 input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )
         track = not recomputing()
-        if self.sync and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if self.synchronizes():
             return self._synchronized(input, track=track)
         if input.numel() == 0:
             return input * self.weight.sum() if self.weight is not None else input.clone()
@@ -86,6 +87,28 @@ class BatchNorm(nn.Module):
         # A forward that runs again tracks into copies: a checkpoint wants the same tensors saved as the first time.
         mean, var = (buffer if track else buffer.clone() for buffer in (self.running_mean, self.running_var))
         return F.batch_norm(input, mean, var, self.weight, self.bias, True, self.momentum, self.eps)
+
+    def synchronizes(self) -> bool:
+        """Whether a training forward would take statistics over several processes."""
+        return (
+            self.sync and self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        )
+
+    @torch.no_grad()
+    def statistics(self, x: Tensor, samples: NormalizedSamples) -> tuple[Tensor, Tensor]:
+        """The mean and variance `[C]` that a forward of this process alone normalizes `x` by, tracked as the class says.
+
+        `samples` is `normalize_samples(x)`. ValueError as in the forward.
+        """
+        if not self.training:
+            return self.running_mean, self.running_var
+        values = x.numel() // x.shape[1]
+        if values == 1:
+            raise ValueError(_one_value(tuple(x.shape)))
+        mean, var = samples.batch_statistics()
+        if not recomputing():
+            self._track(mean, var * (values / (values - 1)))
+        return mean, var
 
     def _synchronized(self, x: Tensor, *, track: bool) -> Tensor:
         dimensions = [0, *range(2, x.dim())]

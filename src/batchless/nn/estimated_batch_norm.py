@@ -12,12 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from batchless.nn.normalized_samples import NormalizedSamples
 from batchless.nn.precision import at_least_float32
 from batchless.nn.recomputation import ForwardMemory, recomputing
 
 Update = Literal["step", "forward"]
-SampleMoments = tuple[Tensor, Tensor]
-"""Mean and biased variance `[N, C]` of each sample's channels."""
 
 
 class EstimatedBatchNorm(nn.Module):
@@ -61,8 +60,8 @@ class EstimatedBatchNorm(nn.Module):
     memory: Tensor
     step_sums: Tensor | None
     """Inside `batchless.accumulate`: sums of x - m and (x - m)^2 per channel and the count, `[2 C + 1]`; else None."""
-    used: list[tuple[SampleMoments | None, tuple[Tensor, Tensor]]] | None
-    """A list gets what each forward was given and normalized by, for `batchless.lean` to do it again; None: nobody asks."""
+    used: list[tuple[Tensor, Tensor]] | None
+    """A list gets what each forward normalized by, for `batchless.lean` to do it again; None: nobody asks."""
     fixed: tuple[Tensor, Tensor] | None
     """What forwards that are done again normalize by, moving nothing; None otherwise."""
 
@@ -108,32 +107,32 @@ class EstimatedBatchNorm(nn.Module):
         mean, var = self.statistics(input)
         return F.batch_norm(input, mean, var, self.weight, self.bias, False, 0.0, self.eps)
 
-    def statistics(self, x: Tensor, moments: SampleMoments | None = None) -> tuple[Tensor, Tensor]:
+    def statistics(self, x: Tensor, samples: NormalizedSamples | None = None) -> tuple[Tensor, Tensor]:
         """The mean and variance `[C]` that this forward normalizes `x` by, moving or collecting as the class says.
 
-        `moments` are those of `x`, if the caller has them.
+        `samples` is `normalize_samples(x)`, if the caller has it.
         """
         if x.dim() < 2 or x.shape[1] != self.num_features:
             raise ValueError(f"expected an input [N, {self.num_features}, ..], got {tuple(x.shape)}")
         if self.fixed is not None:
             return self.fixed
-        statistics = self._statistics(x, moments)
+        statistics = self._statistics(x, samples)
         if self.used is not None:
-            self.used.append((moments, statistics))
+            self.used.append(statistics)
         return statistics
 
-    def _statistics(self, x: Tensor, moments: SampleMoments | None) -> tuple[Tensor, Tensor]:
+    def _statistics(self, x: Tensor, samples: NormalizedSamples | None) -> tuple[Tensor, Tensor]:
         if not self.training or x.numel() == 0:
             return self.running_mean, self.running_var
         again = recomputing()
         with torch.no_grad():
             if self.step_sums is not None:
                 if not again:
-                    self._collect(x, self.step_sums, moments)
+                    self._collect(x, self.step_sums, samples)
                 return self.running_mean, self.running_var
-            if again and (used := self._forwards.recall(x, _fingerprint(x, moments))) is not None:
+            if again and (used := self._forwards.recall(x, _fingerprint(x, samples))) is not None:
                 return _split_pair(used)
-            return self._move(x, moments)
+            return self._move(x, samples)
 
     def start_collecting(self) -> None:
         """Let forwards add to `step_sums` and leave the estimates alone, until `step_sums` is None again."""
@@ -141,13 +140,12 @@ class EstimatedBatchNorm(nn.Module):
             2 * self.num_features + 1, dtype=at_least_float32(self.running_mean.dtype)
         )
 
-    def _collect(self, x: Tensor, step_sums: Tensor, moments: SampleMoments | None) -> None:
-        shift, square = _about(self.running_mean, x, moments)
-        count = x.numel() // self.num_features
-        step_sums.add_(torch.cat([shift * count, square * count, shift.new_full((1,), count)]))
+    def _collect(self, x: Tensor, step_sums: Tensor, samples: NormalizedSamples | None) -> None:
+        shift, square = _about(self.running_mean, x, samples)
+        step_sums.add_(torch.cat([shift, square, shift.new_ones(1)]), alpha=x.numel() // self.num_features)
 
-    def _move(self, x: Tensor, moments: SampleMoments | None) -> tuple[Tensor, Tensor]:
-        shift, square = _about(self.running_mean, x, moments)
+    def _move(self, x: Tensor, samples: NormalizedSamples | None) -> tuple[Tensor, Tensor]:
+        shift, square = _about(self.running_mean, x, samples)
         self.moves.add_(1)
         # One value has no variance: a first move all the way to it would leave 0 of it, whatever it is.
         warm_up = self.warmup and x.numel() > self.num_features
@@ -157,17 +155,13 @@ class EstimatedBatchNorm(nn.Module):
         # Copies: the graph of this forward keeps its own values while later forwards move the buffers.
         used = torch.cat([self.running_mean, self.running_var])
         if not torch.compiler.is_compiling():
-            self._forwards.remember(x, fingerprint=_fingerprint(x, moments), used=used)
+            self._forwards.remember(x, fingerprint=_fingerprint(x, samples), used=used)
         return _split_pair(used)
 
 
-def _about(centre: Tensor, x: Tensor, moments: SampleMoments | None) -> tuple[Tensor, Tensor]:
+def _about(centre: Tensor, x: Tensor, samples: NormalizedSamples | None) -> tuple[Tensor, Tensor]:
     """`centred_moments(x, centre)`, from the moments of the samples if they are there."""
-    if moments is None:
-        return centred_moments(x, centre)
-    mean, var = moments
-    deviation = mean - centre
-    return deviation.mean(0), (var + deviation.square()).mean(0)
+    return centred_moments(x, centre) if samples is None else samples.moments_about(centre)
 
 
 def centred_moments(x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
@@ -238,13 +232,13 @@ def _per_channel(per_layer: Tensor, sizes: Sequence[int]) -> Tensor:
     return torch.cat([value.expand(size) for value, size in zip(per_layer.unbind(), sizes, strict=True)])
 
 
-def _fingerprint(x: Tensor, moments: SampleMoments | None) -> Tensor:
+def _fingerprint(x: Tensor, samples: NormalizedSamples | None) -> Tensor:
     """What tells one forward's input from another's: its channel means, and a corner (an image and its mirror differ there)."""
     corner = x[0]
     while corner.dim() > 1:
         corner = corner.select(1, 0)
     wide = at_least_float32(x.dtype)
-    mean = x.mean([0, *range(2, x.dim())], dtype=wide) if moments is None else moments[0].mean(0)
+    mean = x.mean([0, *range(2, x.dim())], dtype=wide) if samples is None else samples.batch_mean()
     return torch.cat([mean, corner.to(wide)])
 
 

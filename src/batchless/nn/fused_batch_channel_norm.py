@@ -1,19 +1,29 @@
-"""Micro-batch BCN with one reduction and one pass forward, the same backward; it saves its input and vectors, nothing else.
+"""BCN with one reduction and one pass forward, the same backward; it saves its input and vectors, nothing else.
 
-From the mean M and the centred mean square V of every sample n and channel c follow both the moments that move the
-estimates and the channel statistics of the affinely mapped signal, so the signal between the two steps is never made.
+From the mean M and the deviation s of every sample n and channel c follow the moments that move the estimates, the
+batch's statistics, and the statistics of the affinely mapped signal's groups: the signal between BCN's two steps is
+never made. That costs some fifty operations on vectors `[N, C]`, more than it saves on a small map, for which there
+is a second form: torch's kernels one after another, with the signal between them made again in the backward pass.
 
-Letters: N samples, C channels, G groups of K channels, P positions; m, v the estimates, `a = gamma / sqrt(v + eps)`,
-`b = beta - a m`; `mu`, `R` the mean and inverse deviation of `a x + b` per sample and group; w, h gain and bias per group.
+Letters: N samples, C channels, G groups of K channels, P positions; `z = (x - M) / s`; m, v the statistics of step 1,
+`a = gamma / sqrt(v + eps)`; `mu`, `R` the mean and inverse deviation of `a (x - m) + beta` per sample and group; w, h gain
+and bias per group. Then `R (a (x - m) + beta - mu) = offset + slope z` with two vectors, and the output is
+`w (offset + slope z) + h`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from batchless.nn.normalized_samples import NormalizedSamples
+
 _EXACT = (torch.float32, torch.float64)
+
+SMALL = 1 << 17
+"""Elements below which calls cost more than passes over memory; the two forms take the same time about there, on one core."""
 
 
 def can_fuse(input: Tensor, *others: Tensor | None) -> bool:
@@ -22,65 +32,52 @@ def can_fuse(input: Tensor, *others: Tensor | None) -> bool:
     Not for half precision and autocast, other memory formats than contiguous ones, and empty inputs; nor where a graph is
     captured or transformed (compile, export, torch.func), for which the composed form is written.
     """
+    dtype = input.dtype
     return (
-        input.dtype in _EXACT
+        dtype in _EXACT
         and input.dim() > 2
         and input.numel() > 0
         and input.is_contiguous()
-        and all(other is None or other.dtype == input.dtype for other in others)
+        and all(other is None or other.dtype == dtype for other in others)
         and not torch.is_autocast_enabled(input.device.type)
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
     )
 
 
-@torch.no_grad()
-def sample_moments(input: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance `[N, C]` of each sample's channels, of a contiguous input `[N, C, ..]`.
-
-    By the group normalization kernel with N * C groups, three to thirty times as fast on a CPU as `torch.var_mean`, and as
-    exact where the mean is large against the deviation. Its normalized output is thrown away.
-
-    >>> mean, var = sample_moments(torch.tensor([[[1.0, 3.0], [5.0, 5.0]]]))
-    >>> mean.tolist(), var.tolist()
-    ([[2.0, 5.0]], [[1.0, 0.0]])
-    """
-    samples, channels = input.shape[:2]
-    rows = samples * channels
-    flat = input.view(1, rows, -1)
-    _, mean, rstd = torch.ops.aten.native_group_norm(flat, None, None, 1, rows, flat.shape[2], rows, 0.0)
-    return mean.view(samples, channels), rstd.view(samples, channels).pow(
-        -2
-    )  # a constant's rstd is infinite, its var 0
-
-
 def fused_batch_channel_norm(
     input: Tensor,
-    moments: tuple[Tensor, Tensor],
-    estimates: tuple[Tensor, Tensor],
+    samples: NormalizedSamples,
+    statistics: tuple[Tensor, Tensor],
     channel_affine: tuple[Tensor | None, Tensor | None],
     group_affine: tuple[Tensor | None, Tensor | None],
     *,
     num_groups: int,
     eps: float,
+    of_batch: bool = False,
 ) -> Tensor:
-    """`w_g R_ng (a_c x + b_c - mu_ng) + h_g`: both steps of micro-batch BCN.
+    """`w_g (R_ng (a_c (x - m_c) + beta_c - mu_ng)) + h_g`: both steps of BCN.
 
     Args:
         input: x, contiguous `[N, C, ..]`, see `can_fuse`.
-        moments: `sample_moments(input)`.
-        estimates: m and v `[C]`, which get no gradient.
+        samples: `normalize_samples(input)`, used up.
+        statistics: m and v `[C]`.
         channel_affine: gamma and beta `[C]`; None: 1 and 0.
         group_affine: w and h `[G]`; None: 1 and 0.
         num_groups: G, a divisor of C.
         eps: added to both variances.
+        of_batch: whether m and v are the batch's, `samples.batch_statistics()`, and pass gradients on to x; estimates do not.
 
     Twice differentiable it is not: a second backward raises.
     """
     channels = input.shape[1]
     gamma, beta = _given(channel_affine, channels, input)
     gain, bias = _given(group_affine, num_groups, input)
-    output: Tensor = _Fused.apply(input, *moments, *estimates, gamma, beta, gain, bias, eps)
+    output: Tensor
+    if of_batch or input.numel() >= SMALL:
+        output = _Fused.apply(input, gamma, beta, gain, bias, samples, statistics, eps, of_batch)
+    else:
+        output = _Small.apply(input, gamma, beta, gain, bias, statistics, eps)
     return output
 
 
@@ -90,96 +87,161 @@ def _given(affine: tuple[Tensor | None, Tensor | None], size: int, like: Tensor)
 
 
 class _Fused(torch.autograd.Function):
+    """Vectors are `[N, G, K]`, so that values per group `[G, 1]` and per channel `[G, K]` broadcast without copies."""
+
     @staticmethod
     def forward(
         ctx: Any,
         input: Tensor,
-        mean: Tensor,
-        var: Tensor,
-        estimated_mean: Tensor,
-        estimated_var: Tensor,
         gamma: Tensor,
         beta: Tensor,
         gain: Tensor,
         bias: Tensor,
+        samples: NormalizedSamples,
+        statistics: tuple[Tensor, Tensor],
         eps: float,
+        of_batch: bool,
     ) -> Tensor:
-        samples, channels = mean.shape
-        rstd = torch.rsqrt(estimated_var + eps)
-        slope = gamma * rstd
-        # Both relative to the mean of the sample's channel: exact where that is large.
-        level = slope * (mean - estimated_mean) + beta  # the mean of a x + b
-        by_group = level.view(samples, len(gain), -1)
-        centre = by_group.mean(2, keepdim=True)
-        off_centre = (by_group - centre).view(samples, channels)
-        spread = (slope.square() * var + off_centre.square()).view_as(by_group).mean(2, keepdim=True)
-        inverse = torch.rsqrt(spread + eps)
-        outer = _per_channel(gain.view(1, -1, 1) * inverse, channels)
-        scale = outer * slope
-        mean_output = outer * off_centre + _per_channel(bias.view(1, -1, 1), channels)
-        ctx.save_for_backward(input, mean, var, estimated_mean, rstd, gamma, gain, off_centre, inverse)
-        return _affine(input, scale, mean_output - scale * mean)
+        groups = gain.numel()
+        grouped = (*samples.mean.shape[:1], groups, -1)
+        mean, var = statistics
+        statistics_rstd = (var + eps).rsqrt_()
+        a = (gamma * statistics_rstd).view(groups, -1)
+        rstd = samples.rstd.view(grouped)
+        deviation = (samples.mean - mean).view(grouped)
+        # Relative to the group's mean, then in units of its deviation: exact where means are large.
+        offset = torch.addcmul(beta.view(groups, -1), a, deviation)
+        offset = torch.sub(offset, offset.sum(2, keepdim=True), alpha=1 / offset.shape[2])
+        slope = a / rstd
+        inverse = (slope * slope).addcmul_(offset, offset).mean(2, keepdim=True).add_(eps).rsqrt_()  # R
+        offset.mul_(inverse)
+        slope.mul_(inverse)
+        gain = gain.view(groups, 1)
+        ctx.of_batch = of_batch
+        ctx.save_for_backward(
+            input, samples.mean, rstd, deviation, statistics_rstd, a, offset, slope, inverse.mul_(gain)
+        )
+        z = samples.normalized
+        z.mul_((slope * gain).view(-1, 1)).add_(torch.addcmul(bias.view(groups, 1), offset, gain).view(-1, 1))
+        # Not view: an activation in place may write over the output, and autograd refuses that for views made in a Function.
+        output: Tensor = torch.ops.aten._unsafe_view(z, input.shape)
+        return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        input, mean, var, estimated_mean, rstd, gamma, gain, off_centre, inverse = ctx.saved_tensors
-        samples, channels = mean.shape
-        grouped = (samples, len(gain), -1)
-        positions = input[0, 0].numel()
-        values = positions * (channels // len(gain))  # of one sample and group
+        input, mean, rstd, deviation, statistics_rstd, a, offset, slope, outer = ctx.saved_tensors
+        samples, _, width = offset.shape
+        positions = input.numel() // offset.numel()
         gradient = gradient.contiguous()
-        of_ones, of_deviation = _gradient_sums(gradient, input, mean)  # sums over positions of g and of g (x - M)
-        slope = gamma * rstd
-        outer = _per_channel(gain.view(1, -1, 1) * inverse, channels)  # w R
-        inverse = _per_channel(inverse, channels)
-        of_normalized = inverse * (slope * of_deviation + off_centre * of_ones)  # of g z, with z = R (a x + b - mu)
-        mean_ones = _per_channel(of_ones.view(grouped).sum(2, keepdim=True) / values, channels)
-        mean_normalized = _per_channel(of_normalized.view(grouped).sum(2, keepdim=True) / values, channels)
-        # d(a x + b) = w R (g - mean g - z mean(g z)); its sums over positions, and those of its product with x - M:
-        constant = mean_ones + mean_normalized * inverse * off_centre
-        sum_inner = outer * (of_ones - positions * constant)
-        sum_inner_deviation = outer * (of_deviation - positions * mean_normalized * inverse * slope * var)
+        of_ones, of_z = (sums.view_as(offset) for sums in _gradient_sums(gradient, input, mean, rstd))
+        gain_gradient = (of_ones * offset).addcmul_(of_z, slope).sum(2, keepdim=True)  # of g (offset + slope z)
+        bias_gradient = of_ones.sum(2, keepdim=True)
+        # With y = a (x - m) + beta: dy = outer (g + constant + linear z), the last two the projection on the group's
+        # mean and normalized values.
+        share = -1 / (width * positions)
+        of_normalized = gain_gradient * share
+        constant = torch.addcmul(bias_gradient * share, offset, of_normalized)
+        linear = slope * of_normalized
+        beta_gradient = torch.add(of_ones, constant, alpha=positions).mul_(outer)
+        # (x - m) = deviation + z / rstd
+        gamma_gradient = torch.add(of_z, linear, alpha=positions).mul_(outer).div_(rstd)
+        gamma_gradient.addcmul_(beta_gradient, deviation)
+        gamma_gradient = gamma_gradient.sum(0).mul_(statistics_rstd.view_as(a))
+        beta_gradient = beta_gradient.sum(0)
         input_gradient = None
         if ctx.needs_input_grad[0]:
-            on_gradient = slope * outer
-            on_input = -on_gradient * mean_normalized * inverse * slope
-            input_gradient = _affine(input, on_input, -on_gradient * constant - on_input * mean)
-            rows = (samples * channels, positions)
-            input_gradient.view(rows).addcmul_(gradient.view(rows), on_gradient.view(-1, 1))
-        gamma_gradient = (rstd * (sum_inner_deviation + (mean - estimated_mean) * sum_inner)).sum(0)
-        gain_gradient = of_normalized.view(grouped).sum((0, 2))
-        bias_gradient = of_ones.view(grouped).sum((0, 2))
-        nothing = (None, None, None, None)
-        return (input_gradient, *nothing, gamma_gradient, sum_inner.sum(0), gain_gradient, bias_gradient, None)
+            # dx = on_gradient g + on_input x + shift
+            on_gradient = outer * a
+            on_input = linear.mul_(on_gradient).mul_(rstd)
+            shift = constant.mul_(on_gradient)
+            if ctx.of_batch:
+                through_mean = a * beta_gradient * (-1 / (samples * positions))
+                through_deviation = a * gamma_gradient * (-1 / (samples * positions)) * statistics_rstd.view_as(a)
+                shift.add_(through_mean).addcmul_(through_deviation, deviation)
+                on_input.add_(through_deviation)
+            shift.addcmul_(on_input, mean.view_as(shift), value=-1)
+            rows = (offset.numel(), positions)
+            input_gradient = gradient.view(rows) * on_gradient.view(-1, 1)
+            input_gradient.addcmul_(input.view(rows), on_input.view(-1, 1)).add_(shift.view(-1, 1))
+            input_gradient = input_gradient.view(input.shape)
+        return (
+            input_gradient,
+            gamma_gradient.view(-1),
+            beta_gradient.view(-1),
+            gain_gradient.sum(0).view(-1),
+            bias_gradient.sum(0).view(-1),
+            *(None,) * 4,
+        )
+
+
+class _Small(torch.autograd.Function):
+    """Batch normalization by m and v, then group normalization; the backward pass makes the signal between them again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        gamma: Tensor,
+        beta: Tensor,
+        gain: Tensor,
+        bias: Tensor,
+        statistics: tuple[Tensor, Tensor],
+        eps: float,
+    ) -> Tensor:
+        ctx.eps = eps
+        y = _by_statistics(input, gamma, beta, statistics, eps)
+        samples, channels, groups = input.shape[0], input.shape[1], gain.numel()
+        gain, bias = (_per_channel(value, channels) for value in (gain, bias))
+        positions = y.numel() // (samples * channels)
+        output, mean, rstd = torch.ops.aten.native_group_norm(y, gain, bias, samples, channels, positions, groups, eps)
+        ctx.save_for_backward(input, gamma, beta, gain, mean, rstd, *statistics)
+        return output  # type: ignore[no-any-return]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        input, gamma, beta, gain, mean, rstd, *statistics = ctx.saved_tensors
+        samples, channels, groups = input.shape[0], input.shape[1], mean.shape[1]
+        positions = input.numel() // (samples * channels)
+        y = _by_statistics(input, gamma, beta, statistics, ctx.eps)
+        gradient, gain_gradient, bias_gradient = torch.ops.aten.native_group_norm_backward(
+            gradient.contiguous(), y, mean, rstd, gain, samples, channels, positions, groups, [True, True, True]
+        )
+        input_gradient, gamma_gradient, beta_gradient = torch.ops.aten.native_batch_norm_backward(
+            gradient,
+            input,
+            gamma,
+            *statistics,
+            None,
+            None,
+            False,
+            ctx.eps,
+            [ctx.needs_input_grad[0], True, True],
+        )
+        gain_gradient, bias_gradient = (value.view(groups, -1).sum(1) for value in (gain_gradient, bias_gradient))
+        return input_gradient, gamma_gradient, beta_gradient, gain_gradient, bias_gradient, None, None
+
+
+def _by_statistics(input: Tensor, gamma: Tensor, beta: Tensor, statistics: Sequence[Tensor], eps: float) -> Tensor:
+    y: Tensor = torch.ops.aten.native_batch_norm(input, gamma, beta, *statistics, False, 0.0, eps)[0]
+    return y
 
 
 def _per_channel(per_group: Tensor, channels: int) -> Tensor:
-    """`[N or 1, G, 1]` as `[N or 1, C]`, each group's value for all of its channels."""
-    samples, groups = per_group.shape[:2]
-    return per_group.expand(-1, -1, channels // groups).reshape(samples, channels)
+    """`[G]` as `[C]`, each group's value for all of its channels."""
+    return per_group.view(-1, 1).expand(-1, channels // per_group.numel()).reshape(-1)
 
 
-def _affine(input: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """`scale_nc x + shift_nc` in one pass: batch normalization by mean 0 and variance 1, of N * C channels."""
-    flat = input.view(1, scale.numel(), -1)
-    scale = scale.reshape(-1)
-    zeros, ones = torch.zeros_like(scale), torch.ones_like(scale)
-    found = torch.ops.aten.native_batch_norm(flat, scale, shift.reshape(-1), zeros, ones, False, 0.0, 0.0)
-    # Not view: an activation in place may write over the output, and autograd refuses that for views made in a Function.
-    output: Tensor = torch.ops.aten._unsafe_view(found[0], input.shape)
-    return output
-
-
-def _gradient_sums(gradient: Tensor, input: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-    """Over the positions of each sample's channel: the sums of `gradient` and of `gradient * (input - mean)`, `[N, C]`."""
+def _gradient_sums(gradient: Tensor, input: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    """Over the positions of each sample's channel: the sums of `gradient` and of `gradient * z`."""
     rows = mean.numel()
     flat = input.view(1, rows, -1)
-    _, of_deviation, of_ones = torch.ops.aten.native_group_norm_backward(
+    _, of_z, of_ones = torch.ops.aten.native_group_norm_backward(
         gradient.view_as(flat),
         flat,
         mean.view(1, rows),
-        torch.ones_like(mean).view(1, rows),
+        rstd.view(1, rows),
         None,
         1,
         rows,
@@ -187,4 +249,4 @@ def _gradient_sums(gradient: Tensor, input: Tensor, mean: Tensor) -> tuple[Tenso
         rows,
         [False, True, True],
     )
-    return of_ones.view_as(mean), of_deviation.view_as(mean)
+    return of_ones, of_z

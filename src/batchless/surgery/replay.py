@@ -12,10 +12,9 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils import parametrize
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from batchless.nn.batch_channel_norm import BatchChannelNorm, channel_norm
+from batchless.nn.batch_channel_norm import BatchChannelNorm
 from batchless.nn.batch_norm import BatchNorm, FrozenBatchNorm
-from batchless.nn.estimated_batch_norm import EstimatedBatchNorm, SampleMoments
-from batchless.nn.fused_batch_channel_norm import fused_batch_channel_norm
+from batchless.nn.estimated_batch_norm import EstimatedBatchNorm
 from batchless.nn.rebuilding import Replay, require_version
 from batchless.nn.reparameterized import Reparameterized
 from batchless.nn.skip_init import SkipInit
@@ -27,8 +26,8 @@ from batchless.surgery.recognize import (
     read_convolution,
 )
 
-Used = tuple[SampleMoments | None, tuple[Tensor, Tensor]]
-"""What an `EstimatedBatchNorm` was given by its caller, and what it normalized by."""
+Used = tuple[Tensor, Tensor]
+"""The mean and variance that an `EstimatedBatchNorm` normalized by."""
 
 _STATELESS = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, FrozenBatchNorm2d, FrozenBatchNorm)
 
@@ -110,27 +109,41 @@ def forward_again(module: nn.Module, input: Tensor, used: Sequence[Used]) -> For
 def _run_of(module: nn.Module, used: Sequence[Used]) -> tuple[Replay, tuple[Tensor, ...]]:
     estimates = estimates_of(module)
     if estimates is not None:
-        moments, statistics = used[-1]
-        if moments is not None and isinstance(module, BatchChannelNorm):
-            return _fused(module, estimates, moments, statistics), statistics
-        return _with_estimates(module, estimates, statistics), statistics
+        return _with_estimates(module, estimates, used[-1]), used[-1]
     norm = module.batch_norm if isinstance(module, BatchChannelNorm) else module
     if isinstance(norm, _BatchNorm | BatchNorm):
         if norm.training or norm.running_mean is None:
-            return _with_batch_statistics(module, norm), ()
+            again = _with_own_batch_statistics if isinstance(norm, BatchNorm) else _with_batch_statistics
+            return again(module, norm), ()
         assert norm.running_var is not None
         return _in_mode(module, training=False), (norm.running_mean, norm.running_var)
     return _in_mode(module, training=module.training), ()
 
 
-def _with_batch_statistics(module: nn.Module, norm: _BatchNorm | BatchNorm) -> Replay:
+def _with_batch_statistics(module: nn.Module, norm: _BatchNorm) -> Replay:
     # Without running statistics there are none to move.
     def run(input: Tensor) -> Tensor:
         normalized = F.batch_norm(input, None, None, norm.weight, norm.bias, True, 0.0, norm.eps)
-        if isinstance(module, BatchChannelNorm):
-            return channel_norm(normalized, module.num_groups, module.weight, module.bias, module.eps)
         act = getattr(module, "act", None)  # timm's combined layers
         output: Tensor = normalized if act is None else act(normalized)
+        return output
+
+    return run
+
+
+def _with_own_batch_statistics(module: nn.Module, norm: BatchNorm) -> Replay:
+    # The same forward, so that it takes the same kernels; what it tracks goes into copies.
+    def run(input: Tensor) -> Tensor:
+        before, buffers = norm.training, dict(norm.named_buffers())
+        norm.training = True
+        for name, buffer in buffers.items():
+            setattr(norm, name, buffer.clone())
+        try:
+            output: Tensor = module.forward(input)
+        finally:
+            norm.training = before
+            for name, buffer in buffers.items():
+                setattr(norm, name, buffer)
         return output
 
     return run
@@ -144,26 +157,6 @@ def _with_estimates(module: nn.Module, estimates: EstimatedBatchNorm, statistics
         finally:
             estimates.fixed = None
         return output
-
-    return run
-
-
-def _fused(
-    module: BatchChannelNorm,
-    estimates: EstimatedBatchNorm,
-    moments: tuple[Tensor, Tensor],
-    statistics: tuple[Tensor, Tensor],
-) -> Replay:
-    def run(input: Tensor) -> Tensor:
-        return fused_batch_channel_norm(
-            input,
-            moments,
-            statistics,
-            (estimates.weight, estimates.bias),
-            (module.weight, module.bias),
-            num_groups=module.num_groups,
-            eps=module.eps,
-        )
 
     return run
 
