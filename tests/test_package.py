@@ -12,7 +12,7 @@ import batchless
 
 SOURCES = sorted(Path(batchless.__file__).parent.rglob("*.py"))
 
-PUBLIC = ["AGC", "ClipNorm", "accumulate", "batched", "convert", "fold", "recalibrate", "standardized"]
+PUBLIC = ["AGC", "ClipNorm", "accumulate", "batched", "convert", "fold", "lean", "recalibrate", "standardized"]
 LAYERS = [
     *(
         f"{kind}{layer}{dimensions}d"

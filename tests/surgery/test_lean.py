@@ -341,3 +341,30 @@ def test_the_graph_keeps_nothing_alive_afterwards():
     hooks = next(iter(small._forward_pre_hooks.values())).__self__
     assert not hooks._recordings
     assert not hooks._calls
+
+
+def test_a_compiled_model_is_a_plain_pass():
+    model = network()
+    expected = state_after(copy.deepcopy(model), images())
+    small, _ = bl.lean(model, 3)
+    torch.compile(small, backend="eager", fullgraph=True)(images()).square().sum().backward()
+    assert_same(
+        {name: parameter.grad for name, parameter in small.named_parameters()} | dict(small.named_buffers()), expected
+    )
+
+
+def test_one_layer_on_several_inputs():
+    torch.manual_seed(0)
+    shared = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Conv2d(8, 3, 3))
+
+    class Pyramid(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = copy.deepcopy(shared)
+
+        def forward(self, x):
+            return self.head(x).mean() + self.head(F.avg_pool2d(x, 2)).mean() ** 2
+
+    model, _ = bl.convert(Pyramid(), "bcn-micro+ws", example=images(size=16))
+    expected = state_after(copy.deepcopy(model).train(), images(size=16))
+    assert_same(state_after(bl.lean(model.train(), 3)[0], images(size=16)), expected)

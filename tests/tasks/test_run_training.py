@@ -50,6 +50,17 @@ def test_the_embedded_data_from_start_to_end(tmp_path):
     assert {f"test_{name}": value for name, value in figures.items()}.items() <= trained.summary.items()
 
 
+def test_a_lean_training_has_the_same_bits(tmp_path, pictures):
+    states = []
+    for level in (0, 2):
+        run = run_training(small(tmp_path, lean=level, out=str(tmp_path / f"lean{level}")))
+        assert run.summary["peak_memory_bytes"] > 0
+        states.append(load_checkpoint(run.folder / "checkpoints" / "last.pt")["model"])
+    assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
+    with pytest.raises(ValueError, match="lean level must be 0, 1, 2 or 3, got 5"):
+        small(tmp_path, lean=5)
+
+
 @pytest.mark.parametrize("write", [write_pictures, write_cifar10, write_idx], ids=lambda write: write.__name__)
 def test_the_layouts_on_disk(tmp_path, write):
     root = write(tmp_path / "data")

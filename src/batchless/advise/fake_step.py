@@ -19,7 +19,7 @@ from batchless.advise.fake_forward import TrainingLoss
 from batchless.nn.estimated_batch_norm import EstimatedBatchNorm
 from batchless.nn.reparameterized import Reparameterized
 from batchless.nn.standardized import standardized
-from batchless.surgery.lean import Level, lean
+from batchless.surgery.lean import lean
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class FakeStep:
         ValueError: a level that does nothing for this model.
     """
 
-    def __init__(self, model: nn.Module, *, level: Level = 0, flops_per_byte: float) -> None:
+    def __init__(self, model: nn.Module, *, level: int = 0, flops_per_byte: float) -> None:
         # Lean is the call of a whole model, and a detector's parts are called one by one: their caller is the model.
         loss: nn.Module = TrainingLoss(model)
         if level:

@@ -13,7 +13,6 @@ from batchless.models.build import build_any
 from batchless.models.example import built_for, example_inputs, is_detector
 from batchless.nn.normalizer import parse_normalizer
 from batchless.surgery.convert import conversion_of, convert
-from batchless.surgery.lean import Level
 
 FLOPS_PER_BYTE = 10.0
 """Of processors, and of GPUs in float32 without tensor cores: 5 to 20."""
@@ -127,7 +126,7 @@ def plan_memory(
     # The optimizer reads parameter, gradient and states, and writes all but the gradient.
     once = weights.cost + trainable * (3 + 2 * states)
     levels = [_Level.measured(step, shape, level=0, room=there - fixed, wanted=images_per_step)]
-    lean_levels: tuple[Level, ...] = (1, 2, 3)
+    lean_levels = (1, 2, 3)
     for level in lean_levels:
         try:
             step = FakeStep(model, level=level, flops_per_byte=flops_per_byte)

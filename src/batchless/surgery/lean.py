@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,6 @@ from batchless.surgery.recognize import is_activation, is_convolution, is_normal
 from batchless.surgery.replay import Used, estimates_of, forward_again, why_not
 from batchless.surgery.report import aligned
 from batchless.surgery.swap import copy_of
-
-Level = Literal[0, 1, 2, 3]
 
 _DEPTH = {1: 0, 2: 2, 3: 8}
 """Convolutions in a row that a level computes again at most before it keeps one's output."""
@@ -59,7 +57,13 @@ class LeanReport:
         return "\n".join([summary, "", *aligned(rows)])
 
 
-def lean(model: nn.Module, level: Level = 1) -> tuple[nn.Module, LeanReport]:
+def require_lean_level(level: int) -> None:
+    """Raise ValueError unless `level` is one of `lean`'s."""
+    if level not in (0, *_DEPTH):
+        raise ValueError(f"lean level must be 0, 1, 2 or 3, got {level!r}: 0 keeps all, 3 keeps least")
+
+
+def lean(model: nn.Module, level: int = 1) -> tuple[nn.Module, LeanReport]:
     """A copy of `model` whose training keeps fewer activations, with the same gradients.
 
     While the copy runs with gradients enabled, autograd's saved tensors go through hooks. A tensor that a layer made of one
@@ -93,8 +97,7 @@ def lean(model: nn.Module, level: Level = 1) -> tuple[nn.Module, LeanReport]:
     >>> [(entry.name, entry.output) for entry in report.entries]
     [('0', 'kept'), ('1', 'again'), ('2', 'again'), ('3', 'kept')]
     """
-    if level not in get_args(Level):
-        raise ValueError(f"lean level must be 0, 1, 2 or 3, got {level!r}: 0 keeps all, 3 keeps least")
+    require_lean_level(level)
     model = copy_of(model)
     _forget(model)
     if level == 0:
@@ -117,7 +120,7 @@ def lean(model: nn.Module, level: Level = 1) -> tuple[nn.Module, LeanReport]:
     return model, report
 
 
-def _entries(model: nn.Module, level: Level) -> Iterator[LeanEntry]:
+def _entries(model: nn.Module, level: int) -> Iterator[LeanEntry]:
     inside = {id(module) for block in _blocks(model) for module in block.modules()} if level == 3 else set()
     # Hooked, the first step of micro-batch BCN would no longer be fused with the second.
     steps = {
@@ -138,7 +141,7 @@ def _entries(model: nn.Module, level: Level) -> Iterator[LeanEntry]:
         yield LeanEntry(name, type(module).__name__, "again" if reason is None else "kept", reason or "")
 
 
-def _why_dear(module: nn.Module, level: Level) -> str | None:
+def _why_dear(module: nn.Module, level: int) -> str | None:
     """Why a convolution outside of level 3's blocks is not computed again."""
     layer: Any = module
     if level == 1:

@@ -113,8 +113,9 @@ def _run_of(module: nn.Module, used: Sequence[Used]) -> tuple[Replay, tuple[Tens
     norm = module.batch_norm if isinstance(module, BatchChannelNorm) else module
     if isinstance(norm, _BatchNorm | BatchNorm):
         if norm.training or norm.running_mean is None:
-            again = _with_own_batch_statistics if isinstance(norm, BatchNorm) else _with_batch_statistics
-            return again(module, norm), ()
+            if isinstance(norm, BatchNorm):
+                return _with_own_batch_statistics(module, norm), ()
+            return _with_batch_statistics(module, norm), ()
         assert norm.running_var is not None
         return _in_mode(module, training=False), (norm.running_mean, norm.running_var)
     return _in_mode(module, training=module.training), ()

@@ -7,6 +7,7 @@ from typing import Any
 
 from batchless.data import Augment, Mix
 from batchless.nn import parse_normalizer
+from batchless.surgery import require_lean_level
 from batchless.train.device import require_device_name
 from batchless.train.settings import LoopSettings, OptimizerSettings, Precision
 
@@ -102,6 +103,8 @@ class TrainConfig:
         device: cpu or cuda.
         threads: of torch on the CPU; None: torch's default.
         precision: float32, or forward passes under autocast to bf16 or fp16.
+        lean: what is computed again in the backward pass to save memory: 0 nothing, 1 normalizations and activations, 2 also
+            cheap convolutions, 3 whole blocks; see `batchless.lean`.
         average: memory, in images, of a moving average of the weights, which is then evaluated and kept; None: none.
         label_smoothing: share of each label that is spread over all classes.
         checkpoint_seconds: how often a checkpoint is written besides before each evaluation.
@@ -122,6 +125,7 @@ class TrainConfig:
     device: str = "cpu"
     threads: int | None = None
     precision: Precision = "float32"
+    lean: int = 0
     average: float | None = None
     label_smoothing: float = 0.0
     checkpoint_seconds: float = 60.0
@@ -137,6 +141,7 @@ class TrainConfig:
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads must be 1 or more, or null for torch's default; got {self.threads}")
         require_device_name(self.device)
+        require_lean_level(self.lean)
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
 

@@ -15,7 +15,7 @@ from batchless.models.weights import load_weights
 from batchless.runs import RunFolder, load_checkpoint, read_run
 from batchless.runs.atomic import write_text
 from batchless.runs.folder import strict_json
-from batchless.surgery import ConversionReport
+from batchless.surgery import ConversionReport, lean
 from batchless.tasks.classify import Classify, ImageData
 from batchless.tasks.config import TrainConfig
 from batchless.tasks.trained import build_converted
@@ -124,6 +124,8 @@ def _prepare(config: TrainConfig, device: str) -> _Prepared:
         raise ValueError(
             f"{config.model} has nothing that {report.normalizer} replaces: choose a network with batch normalization, or bn"
         )
+    if config.lean:
+        model, _ = lean(model, config.lean)
     return _Prepared(config=config, device=device, data=data, model=model, conversion=report, notes=notes)
 
 
