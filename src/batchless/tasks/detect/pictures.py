@@ -72,8 +72,8 @@ def write_detections(folder: Path, results: Sequence[ImageResult], images: Detec
             )
             left = drawn(image, truth, images.classes, threshold=0.0, scores=False)
             right = drawn(image, result.found, images.classes, threshold=threshold)
-            picture = f"{position:02}-{kind}.png"
-            save_png(
+            picture = f"{position:02}-{kind}.jpg"
+            save_jpeg(
                 torch.cat([left, torch.full((3, left.shape[1], 4), 255, dtype=torch.uint8), right], 2), folder / picture
             )
             shown = result.found.labels[result.found.scores >= threshold]
@@ -114,17 +114,17 @@ def drawn(image: Tensor, found: Detections, classes: Sequence[str], *, threshold
     return result
 
 
-def save_png(image: Tensor, path: Path) -> None:
-    """Write an image uint8 `[3, H, W]`."""
+def save_jpeg(image: Tensor, path: Path) -> None:
+    """Write an image uint8 `[3, H, W]`; as PNG, photos would be too large for a report."""
     from PIL import Image
 
-    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(path)
+    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(path, quality=88)
 
 
 def counted(labels: Tensor, classes: Sequence[str]) -> str:
-    """How many objects of which classes, such as `2 RBC, 1 WBC`, or `nothing`."""
+    """How many objects of which classes, such as `2 x RBC, 1 x WBC`, or `nothing`."""
     counts = Counter(labels.tolist())
-    return ", ".join(f"{count} {classes[label]}" for label, count in sorted(counts.items())) or "nothing"
+    return ", ".join(f"{count} x {classes[label]}" for label, count in sorted(counts.items())) or "nothing"
 
 
 def _decoded(masks: list[dict[str, Any]]) -> Tensor:
