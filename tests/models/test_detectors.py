@@ -12,7 +12,7 @@ from batchless.models.detectors import (
     DetectorSettings,
     build_detector,
     detector_example,
-    has_mask_branch,
+    learns_masks,
 )
 from batchless.nn import WSConv2d
 from batchless.nn.estimated_batch_norm import EstimatedBatchNorm
@@ -40,7 +40,7 @@ def small(architecture):
 def converted(architecture, normalizer):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of groups with few values: these networks are tiny
-        return bl.convert(small(architecture), normalizer, example=detector_example(SMALL))
+        return bl.convert(small(architecture), normalizer, example=detector_example())
 
 
 def targets(images):
@@ -78,7 +78,7 @@ def test_every_detector_trains_and_detects_with_every_kind_of_normalizer(archite
     with torch.no_grad():
         (found,) = model([torch.rand(3, 90, 120)])
     assert len(found["boxes"]) <= 10
-    assert ("masks" in found) == (architecture == "maskrcnn") == has_mask_branch(model)
+    assert ("masks" in found) == (architecture == "maskrcnn") == learns_masks(f"{architecture}_resnet18_fpn")
     if "masks" in found:
         assert found["masks"].shape[1:] == (1, 90, 120)
 

@@ -148,14 +148,9 @@ def build_detector(name: str, *, num_classes: int, settings: DetectorSettings | 
     return network
 
 
-def is_detector_name(name: str) -> bool:
-    """Whether `build_detector` knows it."""
-    return name in DETECTOR_NAMES
-
-
-def has_mask_branch(model: nn.Module) -> bool:
-    """Whether the detector learns masks."""
-    return getattr(getattr(model, "roi_heads", None), "mask_predictor", None) is not None
+def learns_masks(name: str) -> bool:
+    """Whether the detector of that name has masks."""
+    return name.startswith("maskrcnn_")
 
 
 def _pyramid(backbone: str, settings: DetectorSettings, *, first: int, extra: nn.Module) -> nn.Module:
@@ -265,6 +260,6 @@ def _one_stage_pyramid(backbone: str, settings: DetectorSettings) -> nn.Module:
     return _pyramid(backbone, settings, first=2, extra=extra)
 
 
-def detector_example(settings: DetectorSettings) -> tuple[list[Tensor]]:
+def detector_example() -> tuple[list[Tensor]]:
     """What a detector's forward takes in evaluation: one small image, which it enlarges to its own size."""
     return ([torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))],)

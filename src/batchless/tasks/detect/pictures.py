@@ -110,7 +110,9 @@ def drawn(image: Tensor, found: Detections, classes: Sequence[str], *, threshold
         f"{classes[label]} {found.scores[index]:.2f}" if scores else classes[label]
         for index, label in zip(shown, labels, strict=True)
     ]
-    result: Tensor = draw_bounding_boxes(canvas, found.boxes[shown] * scale, labels=names, colors=colours, width=2)
+    result: Tensor = draw_bounding_boxes(
+        canvas, found.boxes[shown] * scale, labels=names, colors=colours, width=2, fill_labels=True
+    )
     return result
 
 
