@@ -26,6 +26,7 @@ from batchless.federated import (
     run_federation,
 )
 from batchless.report import compare_runs, render_json, render_markdown, write_page
+from batchless.report.main_figure import main_figure
 from batchless.runs import Run, find_runs, read_run
 from batchless.runs.atomic import write_text
 from batchless.tasks import FinishedRun, TrainConfig, resume_training, run_training
@@ -82,13 +83,14 @@ def _train(title: str, images: int | None, folder: Path, run: Callable[[OnProgre
             f"stopped after {stopped.images} images, all saved; go on with: batchless train --resume {folder}"
         ) from stopped
     for note in finished.notes:
-        console.print(f"weights: {note}", markup=False, highlight=False)
+        console.print(f"note: {note}", markup=False, highlight=False)
     if console.quiet:
         return 0
-    console.print(compare_runs([read_run(finished.folder)]).rich())
-    figures = finished.summary
+    run_read = read_run(finished.folder)
+    console.print(compare_runs([run_read]).rich())
+    figures, main = finished.summary, main_figure(run_read)
     console.print(
-        f"test accuracy {100 * figures['test_accuracy']:.1f} %, {figures['images_per_second']:.0f} images/s; "
+        f"{main.title} {100 * figures[f'test_{main.name}']:.1f} %, {figures['images_per_second']:.0f} images/s; "
         f"run folder {finished.folder}",
         markup=False,
         highlight=False,
@@ -180,7 +182,7 @@ def demo(config: DemoConfig, command: str) -> int:
             lambda what, done, _: progress.update(bar, completed=done, figures=what),
             commands=[command],
         )
-    console.print(table.rich(title="Test accuracy"))
+    console.print(table.rich(title=f"Test {table.figure.word}"))
     for finding in findings:
         console.print(f"- {finding}", markup=False, highlight=False)
     console.print(f"{time.perf_counter() - started:.0f} s; report: {page.resolve()}", markup=False, highlight=False)
@@ -211,7 +213,7 @@ def compare(config: CompareConfig, command: str) -> int:
         case "json":
             _give(render_json(runs, **contents), config.out)
     if config.out is not None or config.form() == "table":
-        Console().print(table.rich(title="Test accuracy"))
+        Console().print(table.rich())
     if config.out is not None:
         print(Path(config.out).resolve())
     return 0

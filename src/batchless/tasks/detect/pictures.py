@@ -84,6 +84,7 @@ def write_detections(folder: Path, results: Sequence[ImageResult], images: Detec
                     "truth": counted(annotated.labels, images.classes),
                     "predicted": counted(shown, images.classes),
                     "confidence": round(f1[number], 6),
+                    "measure": "F1",
                     "source": annotated.source,
                 }
             )
