@@ -11,12 +11,17 @@ from batchless.federated import FederateConfig
 from batchless.models import build_model
 from batchless.nn import parse_normalizer
 from batchless.tasks import TrainConfig
+from batchless.tasks.trained import build_plain
 
 ALL = sorted(path for path in (resources.files("batchless") / "recipes").iterdir() if path.name.endswith(".yaml"))
 FEDERATED = [path for path in ALL if "kind: federate" in path.read_text(encoding="utf-8").splitlines()]
 RECIPES = [path for path in ALL if path not in FEDERATED]
 federated = pytest.mark.parametrize("recipe", FEDERATED, ids=lambda path: path.name)
+DETECTION = [path for path in RECIPES if "task: detect" in path.read_text(encoding="utf-8").splitlines()]
 recipes = pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+classification = pytest.mark.parametrize(
+    "recipe", [path for path in RECIPES if path not in DETECTION], ids=lambda path: path.name
+)
 FACTS = ["paper", "command", "cost", "result"]
 CLASSES = {"imagenet": 1000, "cifar100": 100, "cifar10": 10, "fashion": 10, "embedded": 10}
 EPOCH = {"imagenet": 1_281_167, "cifar100": 50_000, "cifar10": 50_000, "fashion": 60_000, "embedded": 717}
@@ -98,7 +103,7 @@ def test_its_command_is_one_that_runs_it(recipe):
     assert given.get("--data.root") == config.data.root == parsed(recipe).data.root
 
 
-@recipes
+@classification
 def test_its_model_can_be_built(recipe):
     with torch.device("meta"):
         model = build_model(parsed(recipe).model, num_classes=CLASSES[dataset(recipe)])
@@ -107,7 +112,13 @@ def test_its_model_can_be_built(recipe):
     assert outputs == CLASSES[dataset(recipe)]
 
 
-@recipes
+@pytest.mark.parametrize("recipe", DETECTION, ids=lambda path: path.name)
+def test_a_detector_can_be_built(recipe):
+    config = parsed(recipe)
+    assert build_plain(config, num_classes=3) is not None
+
+
+@classification
 def test_the_epochs_it_speaks_of_are_those_it_trains(recipe):
     text = recipe.read_text(encoding="utf-8")
     config = parsed(recipe)

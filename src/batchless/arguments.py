@@ -123,8 +123,12 @@ _VERBS = {
         "federated learning over domains; `--explain` tells what is shared; `--resume FOLDER` goes on with a run",
     ),
     "compare": _Verb(CompareConfig, ("folders",), "a table from run folders; a page, Markdown or JSON with --out"),
-    "evaluate": _Verb(EvaluateConfig, ("checkpoint",), "accuracy of a checkpoint, of each class, and what is confused"),
-    "predict": _Verb(PredictConfig, ("checkpoint", "images"), "the classes of image files by a checkpoint"),
+    "evaluate": _Verb(
+        EvaluateConfig, ("checkpoint",), "accuracy or AP of a checkpoint, of each class, and what is confused"
+    ),
+    "predict": _Verb(
+        PredictConfig, ("checkpoint", "images"), "the classes of image files, or the objects in them, by a checkpoint"
+    ),
     "export": _Verb(
         ExportConfig, ("checkpoint",), "a checkpoint without our layers: ONNX, torch.export or a state dict"
     ),
@@ -155,6 +159,8 @@ def parse_arguments(words: Sequence[str]) -> Config:
     commands = parser.add_subcommands(dest="verb")
     for name, subparser in verbs.items():
         commands.add_subcommand(name, subparser, help=subparser.description)
+    if words and words[0] == "demo":  # what the runs of a demo learn is a setting of theirs
+        words = [f"--train.task{word.removeprefix('--task')}" if _is_flag(word, "--task") else word for word in words]
     _check_words(words, verbs)
     if words[0] in ("train", "federate") and any(word.partition("=")[0] == "--resume" for word in words):
         return _resume("train" if words[0] == "train" else "federate", words[1:])
@@ -174,6 +180,10 @@ def parse_arguments(words: Sequence[str]) -> Config:
         **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     )
     return config
+
+
+def _is_flag(word: str, flag: str) -> bool:
+    return word.partition("=")[0] == flag
 
 
 def _parser(verb: _Verb) -> Any:

@@ -27,6 +27,7 @@ from batchless.federated import (
 )
 from batchless.federated.loopback import federate_on_loopback, resume_on_loopback
 from batchless.report import compare_runs, render_json, render_markdown, write_page
+from batchless.report.main_figure import main_figure
 from batchless.runs import Run, find_runs, read_run
 from batchless.runs.atomic import write_text
 from batchless.tasks import FinishedRun, TrainConfig, resume_training, run_training
@@ -84,17 +85,17 @@ def _train(title: str, images: int | None, folder: Path, run: Callable[[OnProgre
             f"stopped after {stopped.images} images, all saved; go on with: batchless train --resume {folder}"
         ) from stopped
     for note in finished.notes:
-        console.print(f"weights: {note}", markup=False, highlight=False)
+        console.print(f"note: {note}", markup=False, highlight=False)
     if console.quiet:
         return 0
-    finished_run = read_run(finished.folder)
-    console.print(compare_runs([finished_run]).rich())
-    figures = finished.summary
-    workers = (finished_run.config.get("data") or {}).get("workers", 0)
+    run_read = read_run(finished.folder)
+    console.print(compare_runs([run_read]).rich())
+    figures, main = finished.summary, main_figure(run_read)
+    workers = (run_read.config.get("data") or {}).get("workers", 0)
     if advice := advice_on_waiting(figures["waiting_share"], workers=workers):
         console.print(advice, markup=False, highlight=False)
     console.print(
-        f"test accuracy {100 * figures['test_accuracy']:.1f} %, {figures['images_per_second']:.0f} images/s; "
+        f"{main.title} {100 * figures[f'test_{main.name}']:.1f} %, {figures['images_per_second']:.0f} images/s; "
         f"run folder {finished.folder}",
         markup=False,
         highlight=False,
@@ -189,7 +190,7 @@ def demo(config: DemoConfig, command: str) -> int:
             lambda what, done, _: progress.update(bar, completed=done, figures=what),
             commands=[command],
         )
-    console.print(table.rich(title="Test accuracy"))
+    console.print(table.rich(title=f"Test {table.figure.word}"))
     for finding in findings:
         console.print(f"- {finding}", markup=False, highlight=False)
     console.print(f"{time.perf_counter() - started:.0f} s; report: {page.resolve()}", markup=False, highlight=False)
@@ -220,7 +221,7 @@ def compare(config: CompareConfig, command: str) -> int:
         case "json":
             _give(render_json(runs, **contents), config.out)
     if config.out is not None or config.form() == "table":
-        Console().print(table.rich(title="Test accuracy"))
+        Console().print(table.rich())
     if config.out is not None:
         print(Path(config.out).resolve())
     return 0

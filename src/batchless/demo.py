@@ -7,12 +7,16 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from batchless.models.detectors import DetectorSettings
 from batchless.report import Comparison, claims, comparison, write_page
+from batchless.report.main_figure import main_figure
 from batchless.runs import Run, read_run
-from batchless.tasks import TrainConfig, run_training
+from batchless.tasks import DataSettings, TrainConfig, run_training
+from batchless.train.settings import OptimizerSettings
 
 OnRun = Callable[[str, int, int], None]
 """`on_run(what, done, total)`: called when a run has ended."""
@@ -26,6 +30,20 @@ _SET_BY_THE_DEMO = {
 }
 """Settings of a run that are not `train`'s here, and where they come from."""
 
+DETECTION = TrainConfig(
+    task="detect",
+    model="fcos_resnet18_fpn",
+    images=2400,
+    images_per_step=8,
+    evaluations=3,
+    data=DataSettings(test_images=100),
+    detector=DetectorSettings(shorter_side=96, longest_side=96, stages=2, channels=32),
+    optimizer=OptimizerSettings(name="adamw", learning_rate=0.002, weight_decay=1e-4, clip_norm=10.0),
+)
+"""What `batchless demo --task detect` trains, but for what is set otherwise."""
+
+_SIZES_OF_DETECTION = (1, 2)
+
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
@@ -34,9 +52,10 @@ class DemoConfig:
     Attributes:
         out: folder of the runs and of `report.html`; must not exist.
         normalizers: the rows.
-        images_per_forward: the columns.
+        images_per_forward: the columns; for detection 1 and 2 if nothing else is said.
         seeds: how often each run is repeated, with seeds 0, 1, ...
-        train: what all runs have in common.
+        train: what all runs have in common. With `train.task` (also `--task`) detect, settings that are left at their defaults
+            are the demo's of detection.
         processes: runs at a time, each with one thread; None: one per core.
     """
 
@@ -55,6 +74,11 @@ class DemoConfig:
         for name, value in (("seeds", self.seeds), ("processes", self.processes)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be 1 or more, got {value}")
+        if self.train.task == "detect":
+            sizes = DemoConfig.images_per_forward
+            object.__setattr__(self, "train", _filled(self.train, TrainConfig(), DETECTION))
+            if self.images_per_forward == sizes:
+                object.__setattr__(self, "images_per_forward", _SIZES_OF_DETECTION)
         for name, source in _SET_BY_THE_DEMO.items():
             if getattr(self.train, name) != getattr(TrainConfig(), name):
                 raise ValueError(f"train.{name} is not one for all runs here: set {source} instead")
@@ -76,6 +100,18 @@ class DemoConfig:
             for seed in range(self.seeds)
             for normalizer in self.normalizers
         ]
+
+
+def _filled(given: Any, defaults: Any, other: Any) -> Any:
+    """`given` with each setting that is at its default replaced by that of `other`, groups of settings one by one."""
+    values = {}
+    for item in fields(given):
+        value, default, instead = (getattr(settings, item.name) for settings in (given, defaults, other))
+        if is_dataclass(value):
+            values[item.name] = _filled(value, default, instead)
+        else:
+            values[item.name] = instead if value == default else value
+    return type(given)(**values)
 
 
 def run_demo(config: DemoConfig, on_run: OnRun, *, commands: Sequence[str]) -> tuple[Path, Comparison, list[str]]:
@@ -138,7 +174,8 @@ def _end_silently() -> None:
 
 def _train(config: TrainConfig) -> str:
     try:
-        return f"{100 * run_training(config).summary['test_accuracy']:.1f} %"
+        finished = run_training(config)
+        return f"{100 * finished.summary[f'test_{main_figure(read_run(finished.folder)).name}']:.1f} %"
     except Exception as error:
         if not (Path(str(config.out)) / "summary.json").exists():
             raise  # a wrong setting, not a run that failed

@@ -8,6 +8,7 @@ random state of torch, numpy and Python is neither read nor changed.
 import signal
 from collections.abc import Iterator, Sequence
 from random import Random
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,8 @@ from batchless.data.augment import Augment, augmented, centred, erased_part
 from batchless.data.dataset import ImageDataset
 from batchless.data.mixing import Mix, mixed
 from batchless.data.statistics import ChannelStatistics, normalized
+
+Batch = TypeVar("Batch")
 
 
 def epoch_order(length: int, *, seed: int, epoch: int) -> list[int]:
@@ -90,7 +93,7 @@ def batches(
         mix=mix,
         resize_to=resize_to,
     )
-    return _in_workers(loader, micro_batches, workers) if workers else map(loader.batch, micro_batches)
+    return in_workers(loader, micro_batches, workers) if workers else map(loader.batch, micro_batches)
 
 
 class _Batches(Dataset["tuple[Tensor, Tensor] | str"]):
@@ -170,9 +173,12 @@ class _Batches(Dataset["tuple[Tensor, Tensor] | str"]):
         return label
 
 
-def _in_workers(
-    loader: _Batches, micro_batches: Sequence[Sequence[int]], workers: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+def in_workers(loader: Dataset[Batch | str], micro_batches: Sequence[Sequence[int]], workers: int) -> Iterator[Batch]:
+    """`loader[indices]` for each of `micro_batches`, in order, made by so many processes, which end with the iterator.
+
+    Raises:
+        ValueError: `loader` gave a text, which is the message, or a worker was killed.
+    """
     # With a generator of its own, DataLoader leaves the global random state alone; nothing here draws from its seeds.
     items = DataLoader(
         loader,

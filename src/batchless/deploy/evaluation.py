@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from batchless.data import ImageDataset, first_images, open_images
+from batchless.deploy.detection import detection_tables, evaluate_detector
 from batchless.runs.atomic import write_text
 from batchless.runs.folder import strict_json
 from batchless.tasks import Classify, ImageData, load_trained
@@ -60,12 +61,17 @@ def evaluate_checkpoint(config: EvaluateConfig) -> dict[str, Any]:
     Returns:
         `checkpoint`, `root` (None: the embedded handwriting), `images`, `accuracy` (0 to 1), `loss`; `per_class`, a list of
         `class`, `images`, `accuracy` (None without images); `confusions`, the ten most frequent ones: `truth`,
-        `predicted`, `images`. Also written to `config.out`.
+        `predicted`, `images`. Of a detector what `evaluate_detector` gives. Also written to `config.out`.
 
     Raises:
         ValueError: a checkpoint or a dataset that cannot be used, or one with other classes.
     """
     trained = load_trained(config.checkpoint, config.device)
+    if trained.config.task == "detect":
+        result = evaluate_detector(trained, config.data.root, workers=config.data.workers, device=config.device)
+        if config.out is not None:
+            write_text(Path(config.out), strict_json(result, indent=1))
+        return result
     root = trained.config.data.root if config.data.root is None else config.data.root
     images = open_images(root, "test")
     if config.data.root is None and trained.config.data.test_images is not None:
@@ -160,6 +166,8 @@ def with_classes(images: ImageDataset, classes: tuple[str, ...]) -> ImageDataset
 
 def evaluation_tables(result: dict[str, Any]) -> "Group":
     """The result of `evaluate_checkpoint` for the terminal: all figures, those of each class, and what is confused."""
+    if "ap" in result:
+        return detection_tables(result)
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text

@@ -107,6 +107,11 @@ def export_checkpoint(config: ExportConfig) -> Exported:
     if config.format == "onnx":
         require_onnx()
     trained = load_trained(config.checkpoint, "cpu")
+    if trained.config.task != "classify":
+        raise ValueError(
+            f"{config.checkpoint} is a checkpoint of task={trained.config.task}: export writes classifiers; "
+            "batchless.fold(model) gives any network in torch.nn layers"
+        )
     size = trained.config.data.image_size
     model = folded_plain(trained.model, torch.zeros(2, 3, size, size))
     if config.include_normalization:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from batchless.data.folders import read_image
+from batchless.deploy.detection import FoundObject, find_objects
 from batchless.deploy.images import as_evaluated, network_input
 from batchless.nn.standardized import standardized
 from batchless.runs.atomic import write_text
@@ -31,6 +32,8 @@ class PredictConfig:
         checkpoint: of a run.
         images: files, and folders of which all images directly in them are taken.
         top: how many classes are told for each image.
+        threshold: of a detector: the smallest score of an object that is told.
+        pictures: of a detector: folder into which the images are drawn with what was found; None: none.
         device: cpu or cuda.
         out: file to write, with one JSON object per image and line; None: none.
     """
@@ -38,11 +41,15 @@ class PredictConfig:
     checkpoint: str
     images: tuple[str, ...]
     top: int = 3
+    threshold: float = 0.3
+    pictures: str | None = None
     device: str = "cpu"
     out: str | None = None
 
     def __post_init__(self) -> None:
         _check_top(self.top)
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold must be from 0 to 1, got {self.threshold}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +60,13 @@ class Prediction:
         file: the image.
         classes: names and probabilities of the likeliest classes, the likeliest first; empty if there is an error.
         error: why the image could not be read; None: it could.
+        objects: what a detector found, the surest first; None: the network is none.
     """
 
     file: str
     classes: tuple[tuple[str, float], ...] = ()
     error: str | None = None
+    objects: tuple[FoundObject, ...] | None = None
 
 
 def predict_checkpoint(config: PredictConfig) -> list[Prediction]:
@@ -68,7 +77,14 @@ def predict_checkpoint(config: PredictConfig) -> list[Prediction]:
     """
     files = image_files(config.images)
     trained = load_trained(config.checkpoint, config.device)
-    predictions = list(predict_images(trained, files, top=config.top, device=config.device))
+    if trained.config.task == "detect":
+        pictures = None if config.pictures is None else Path(config.pictures)
+        found = find_objects(trained, files, threshold=config.threshold, pictures=pictures, device=config.device)
+        predictions = [Prediction(file=file, objects=objects, error=error) for file, objects, error in found]
+    elif config.pictures is not None:
+        raise ValueError(f"pictures are drawn by detectors; {config.checkpoint} tells classes: leave --pictures out")
+    else:
+        predictions = list(predict_images(trained, files, top=config.top, device=config.device))
     if config.out is not None:
         write_text(Path(config.out), "".join(f"{json.dumps(_plain(prediction))}\n" for prediction in predictions))
     return predictions
@@ -125,17 +141,25 @@ def predict_images(
 
 
 def prediction_table(predictions: Sequence[Prediction]) -> "Table":
-    """File, class and probability, a line for each class, for the terminal."""
+    """File, class and probability, a line for each class, for the terminal; of a detector the boxes too."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table("file", "class")
-    table.add_column("probability", justify="right")
+    detects = any(prediction.objects is not None for prediction in predictions)
+    table.add_column("score" if detects else "probability", justify="right")
+    if detects:
+        table.add_column("left, top, right, bottom", justify="right")
     for prediction in predictions:
         if prediction.error is not None:
             table.add_row(Text(prediction.file), Text(prediction.error, style="red"), "")
         for rank, (name, probability) in enumerate(prediction.classes):  # Text: square brackets are no markup
             table.add_row(Text("" if rank else prediction.file), Text(name), f"{100 * probability:.1f} %")
+        for rank, item in enumerate(prediction.objects or ()):
+            box = ", ".join(f"{value:.0f}" for value in item.box)
+            table.add_row(Text("" if rank else prediction.file), Text(item.name), f"{item.score:.2f}", box)
+        if prediction.error is None and prediction.objects == ():
+            table.add_row(Text(prediction.file), "nothing", "")
     return table
 
 
@@ -165,5 +189,8 @@ def _likeliest(trained: Trained, squares: Tensor, top: int, device: str) -> Iter
 def _plain(prediction: Prediction) -> dict[str, object]:
     if prediction.error is not None:
         return {"file": prediction.file, "error": prediction.error}
+    if prediction.objects is not None:
+        objects = [{"class": item.name, "score": item.score, "box": list(item.box)} for item in prediction.objects]
+        return {"file": prediction.file, "objects": objects}
     classes = [{"class": name, "probability": share} for name, share in prediction.classes]
     return {"file": prediction.file, "predictions": classes}

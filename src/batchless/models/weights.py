@@ -11,7 +11,7 @@ from batchless.runs import load_checkpoint, load_model_state
 _WRAPPED_IN = ("model", "state_dict", "model_state_dict")
 
 
-def load_weights(model: nn.Module, path: str | Path) -> tuple[str, ...]:
+def load_weights(model: nn.Module, path: str | Path, *, part: bool = False) -> tuple[str, ...]:
     """Load a checkpoint of the same network as it is before conversion; a classifier for other classes stays as it is.
 
     Known are torch's files (a state dict, or one in an entry `model` or `state_dict`, with or without `module.` before the
@@ -20,6 +20,8 @@ def load_weights(model: nn.Module, path: str | Path) -> tuple[str, ...]:
     Args:
         model: built by `build_model`, not converted.
         path: the file.
+        part: whether `model` is a part of the checkpoint's network, such as a classifier's body in a detector: what it has
+            not is left.
 
     Returns:
         What was taken and what was not, one sentence each.
@@ -29,6 +31,8 @@ def load_weights(model: nn.Module, path: str | Path) -> tuple[str, ...]:
     """
     path = Path(path)
     state, own = _without_prefix(_read(path)), model.state_dict()
+    if part:
+        state = {key: value for key, value in state.items() if key in own}
     left = [key for key in _classifier_keys(model) if key in state and _other_classes(state[key], own[key])]
     load_model_state(model, {**state, **{key: own[key] for key in left}}, source=path)
     notes = [f"{len(own) - len(left)} tensors of {path.name} were loaded into the network before its conversion"]

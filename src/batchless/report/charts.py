@@ -34,7 +34,7 @@ def accuracy_chart(comparison: Comparison, looks: Mapping[str, Style]) -> Figure
             traces.append(_crosses(comparison, looks[name], name, shift=shift, foot=low + 0.035 * (high - low)))
     first, last = math.log2(comparison.sizes[0]), math.log2(comparison.sizes[-1])
     middle, reach = (first + last) / 2, 0.56 * span
-    layout = base_layout("test accuracy, %", height=420)
+    layout = base_layout(f"{comparison.figure.title}, %", height=420)
     layout["xaxis"] |= {
         "range": [middle - reach, middle + reach],
         "tickvals": [math.log2(size) for size in comparison.sizes],

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from batchless.report.main_figure import main_figure
 from batchless.runs import Run, number
 
 POINTS = 120  # of one curve; more cannot be seen
@@ -31,9 +32,9 @@ class LearningCurves:
 
 def learning_curves(runs: Sequence[Run]) -> LearningCurves | None:
     """Return the test accuracy where a run was tested twice or more, otherwise the training loss; None without either."""
-    tested = [_curve(run, kind="test", value="accuracy", factor=100.0) for run in runs]
+    tested = [_curve(run, kind="test", value=main_figure(run).name, factor=100.0) for run in runs]
     if any(len(curve) > 1 for curve in tested):
-        return LearningCurves(what="test accuracy", unit=" %", tested=True, curves=tuple(tested))
+        return LearningCurves(what=main_figure(runs[0]).title, unit=" %", tested=True, curves=tuple(tested))
     trained = [_curve(run, kind="train", value="loss") for run in runs]
     if any(len(curve) > 1 for curve in trained):
         return LearningCurves(what="training loss", unit="", tested=False, curves=tuple(trained))

@@ -43,8 +43,13 @@ def render_markdown(
 
 
 def _trained(contents: Contents) -> list[str]:
-    parts = ["## Test accuracy", contents.table.markdown().rstrip(), "## All numbers", _about(contents)]
-    parts.append(_table(rows.NUMBERS, rows.number_rows(contents)))
+    parts = [
+        f"## T{contents.table.figure.title[1:]}",
+        contents.table.markdown().rstrip(),
+        "## All numbers",
+        _about(contents),
+    ]
+    parts.append(_table(rows.numbers_head(contents), rows.number_rows(contents)))
     if contents.learning is not None:
         parts += [f"## Learning curves: {contents.learning.what}", _table(rows.CURVES, rows.curve_rows(contents))]
     return parts

@@ -27,7 +27,8 @@ class Prediction:
         kind: `worst` (most sure of a wrong class) or `typical`.
         truth: its class.
         predicted: what the network said.
-        confidence: how sure it was of that, 0 to 1.
+        confidence: how sure it was of that, or how right it was, 0 to 1.
+        measure: what `confidence` measures, such as F1; empty where it is a probability.
         source: where the image is from.
         uri: the picture itself.
     """
@@ -36,6 +37,7 @@ class Prediction:
     truth: str
     predicted: str
     confidence: float
+    measure: str
     source: str
     uri: str
 
@@ -46,6 +48,11 @@ class Gallery:
 
     run: Run
     predictions: tuple[Prediction, ...]
+
+    @property
+    def large(self) -> bool:
+        """Whether the pictures are scenes to be looked into."""
+        return any(prediction.measure for prediction in self.predictions)
 
     def kind(self, kind: str) -> list[Prediction]:
         """Those of one kind."""
@@ -119,6 +126,7 @@ def _prediction(entry: Any, kind: str, *, folder: Path) -> Prediction:
         truth=str(entry["truth"]),
         predicted=str(entry["predicted"]),
         confidence=confidence,
+        measure=str(entry.get("measure", "")),
         source=str(entry["source"]),
         uri=_data_uri(folder, entry["picture"]),
     )

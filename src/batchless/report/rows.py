@@ -3,27 +3,22 @@
 from batchless.report.contents import Contents
 from batchless.report.conversions import Conversion
 from batchless.report.difference import Difference
+from batchless.report.main_figure import main_figure
 from batchless.runs import Run, number
 
-NUMBERS = (
-    "normalizer",
-    "images per forward",
-    "accuracy, %",
-    "sd",
-    "n",
-    "images/s",
-    "peak memory",
-    "difference, points",
-    "95 % interval",
-    "interval by",
-)
 RUNS = ("folder", "normalizer", "images per forward", "seed", "result", "images seen", "seconds")
 CURVES = ("normalizer", "images per forward", "seed", "values", "first", "best", "last")
 LAYERS = ("layers", "first of them", "action", "was", "now", "detail")
 
 
+def numbers_head(contents: Contents) -> tuple[str, ...]:
+    """Return the titles of the columns of `number_rows`."""
+    figures = ("sd", "n", "images/s", "peak memory", "difference, points", "95 % interval", "interval by")
+    return ("normalizer", "images per forward", f"{contents.table.figure.word}, %", *figures)
+
+
 def number_rows(contents: Contents) -> list[tuple[str, ...]]:
-    """Return one row of `NUMBERS` per cell."""
+    """Return one row per cell, under `numbers_head`."""
     return [
         (
             cell.normalizer,
@@ -94,8 +89,9 @@ def result(run: Run) -> str:
         return "not finished"
     if "failed" in run.summary:
         return f"failed: {run.summary['failed']}"
-    accuracy = number(run.summary.get("test_accuracy"))
-    return "failed: no finite accuracy" if accuracy is None else f"{100 * accuracy:.2f} %"
+    figure = main_figure(run)
+    accuracy = number(run.summary.get(f"test_{figure.name}"))
+    return f"failed: no finite {figure.word}" if accuracy is None else f"{100 * accuracy:.2f} %"
 
 
 def difference_texts(difference: Difference | None, *, control: bool) -> tuple[str, str, str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from batchless.report.escape import markdown_text
 from batchless.report.likeness import shared_config, unlike
+from batchless.report.main_figure import ACCURACY, MainFigure, common_figure, main_figure
 from batchless.report.sample import Sample, trouble
 from batchless.runs import Run, number
 
@@ -66,6 +67,7 @@ class Comparison:
         cells: row by row; a combination nobody ran has none.
         shared: the configuration all runs have in common, dotted keys.
         warnings: one line per way in which the runs are not like for like.
+        figure: what the runs' task is judged by; "accuracy" stands for it in the names here.
     """
 
     normalizers: tuple[str, ...]
@@ -73,6 +75,7 @@ class Comparison:
     cells: tuple[Cell, ...]
     shared: Mapping[str, Any]
     warnings: tuple[str, ...]
+    figure: MainFigure = ACCURACY
 
     def cell(self, normalizer: str, images_per_forward: int) -> Cell | None:
         """Return the cell of a row and a column, None if nobody ran it."""
@@ -81,7 +84,7 @@ class Comparison:
 
     def markdown(self) -> str:
         """Return the accuracies as a Markdown table, mean +- sample standard deviation in percent, and the warnings."""
-        head = ["test accuracy, % / images per forward", *map(str, self.sizes)]
+        head = [f"{self.figure.title}, % / images per forward", *map(str, self.sizes)]
         lines = [head, ["---", *("---:" for _ in self.sizes)]]
         lines += [
             [markdown_text(name), *(markdown_text(self._text(name, size)) for size in self.sizes)]
@@ -97,7 +100,7 @@ class Comparison:
 
         table = Table(title=Text(title) if title else None, caption_justify="left")
         table.caption = Text("\n".join(self.warnings), style="yellow") if self.warnings else None
-        table.add_column("test accuracy, %\nimages per forward")
+        table.add_column(f"{self.figure.title}, %\nimages per forward")
         for size in self.sizes:
             table.add_column(f"\n{size}", justify="right")
         for name in self.normalizers:  # Text: square brackets in a name are no markup
@@ -117,7 +120,7 @@ def comparison(runs: Sequence[Run], *, ignore: Collection[str] = ("out",)) -> Co
         ignore: dotted configuration keys which may differ without a word, such as where a run was written.
 
     Raises:
-        ValueError: no runs, or a run without those keys or with a test accuracy that is none.
+        ValueError: no runs, runs of several tasks, or a run without those keys or with a test accuracy that is none.
     """
     if not runs:
         raise ValueError("there are no runs to compare; give at least one run folder")
@@ -133,6 +136,7 @@ def comparison(runs: Sequence[Run], *, ignore: Collection[str] = ("out",)) -> Co
         cells=tuple(_cell(name, size, groups[name, size]) for name, size in keys),
         shared=shared_config(runs),
         warnings=tuple(unlike(runs, ignore=ignore)),
+        figure=common_figure(runs),
     )
 
 
@@ -145,7 +149,8 @@ def _cell(normalizer: str, images_per_forward: int, runs: Iterable[Run]) -> Cell
         elif "failed" in run.summary:
             failures.append(str(run.summary["failed"]))
         elif (accuracy := checked_accuracy(run, run.summary)) is None:
-            failures.append(f"its test accuracy is {run.summary['test_accuracy']}")
+            figure = main_figure(run)
+            failures.append(f"its {figure.title} is {run.summary[f'test_{figure.name}']}")
         else:
             accuracies.append(accuracy)
             seeds.append(seed_of(run))
@@ -164,12 +169,13 @@ def _cell(normalizer: str, images_per_forward: int, runs: Iterable[Run]) -> Cell
 
 
 def checked_accuracy(run: Run, summary: Mapping[str, Any]) -> float | None:
-    """Return the run's test accuracy; None if it is not finite. ValueError if it is missing or no share."""
-    if "test_accuracy" not in summary:
-        raise ValueError(f"{run.path / 'summary.json'} has neither test_accuracy nor failed; was it written by a run?")
-    accuracy = number(summary["test_accuracy"])
+    """Return the run's main test figure; None if it is not finite. ValueError if it is missing or no share."""
+    key = f"test_{main_figure(run).name}"
+    if key not in summary:
+        raise ValueError(f"{run.path / 'summary.json'} has neither {key} nor failed; was it written by a run?")
+    accuracy = number(summary[key])
     if accuracy is not None and not 0 <= accuracy <= 1:
-        raise ValueError(f"{run.path / 'summary.json'}: test_accuracy is {accuracy:g}; it is a share from 0 to 1")
+        raise ValueError(f"{run.path / 'summary.json'}: {key} is {accuracy:g}; it is a share from 0 to 1")
     return accuracy
 
 

@@ -3,13 +3,39 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from batchless.data import Augment, Mix
+from batchless.data.object_loading import ObjectAugment
+from batchless.models.detectors import DetectorSettings
 from batchless.nn import parse_normalizer
 from batchless.surgery import require_lean_level
 from batchless.train.device import require_device_name
 from batchless.train.settings import LoopSettings, OptimizerSettings, Precision
+
+TaskName = Literal["classify", "detect"]
+
+_OF_ONE_TASK: Mapping[str, tuple[TaskName, ...]] = {
+    "label_smoothing": ("classify",),
+    "detector": ("detect",),
+    "data.shorter_sides": ("detect",),
+    **{
+        f"data.{name}": ("classify",)
+        for name in (
+            "image_size",
+            "resize_shorter_side",
+            "crop_padding",
+            "random_resized_crop",
+            "rand_augment",
+            "rand_augment_magnitude",
+            "color_jitter",
+            "erasing",
+            "mixup",
+            "cutmix",
+        )
+    },
+}
+"""Settings that only some tasks have: for another one, a value of theirs would change nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +55,8 @@ class DataSettings:
         erasing: share of the training images of which a rectangle is filled.
         mixup: alpha of mixup; 0: none. Partners come from the whole dataset, so one image per forward can be mixed.
         cutmix: alpha of CutMix; 0: none.
+        shorter_sides: of detection: the lengths, in pixels, one of which a training image's shorter side gets at random; none:
+            detector.shorter_side.
         train_images: use only so many training images, chosen by the seed; None: all.
         test_images: use only so many test images, always the same; None: all.
         workers: processes that prepare batches; 0: the training process itself.
@@ -46,6 +74,7 @@ class DataSettings:
     erasing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
+    shorter_sides: tuple[int, ...] = ()
     train_images: int | None = None
     test_images: int | None = None
     workers: int = 0
@@ -80,6 +109,11 @@ class DataSettings:
             erasing=self.erasing,
         )
 
+    def object_augment(self, detector: DetectorSettings) -> ObjectAugment:
+        """What happens at random to a training image of a detector."""
+        sides = self.shorter_sides or (detector.shorter_side,)
+        return ObjectAugment(shorter_sides=sides, longest_side=detector.longest_side, flip=self.flip)
+
     def mix(self) -> Mix | None:
         """How training images are blended in pairs, if they are."""
         mix = Mix(mixup=self.mixup, cutmix=self.cutmix)
@@ -91,7 +125,9 @@ class TrainConfig:
     """Everything that makes a training run what it is; `config.yaml` in its folder.
 
     Attributes:
-        model: `timm:<name>`, `torchvision:<name>` or `cifar_resnet<depth>`.
+        task: classify: single images; detect: objects, by boxes and masks.
+        model: of classify: `timm:<name>`, `torchvision:<name>` or `cifar_resnet<depth>`; of detect:
+            `<architecture>_<backbone>_fpn`, such as maskrcnn_resnet50_fpn.
         normalizer: such as bn, gn+ws, bcn-micro+ws.
         images: training images seen in all.
         images_per_forward: the micro-batch.
@@ -99,7 +135,7 @@ class TrainConfig:
         evaluations: how often the test images are evaluated.
         seed: of weights, order and augmentation.
         out: the run folder; None: runs/<model>-<normalizer>-<images_per_forward>-seed<seed>.
-        weights: checkpoint of the unconverted network to start from; None: random weights.
+        weights: checkpoint of the unconverted network to start from, of a detector its backbone's; None: random weights.
         device: cpu or cuda.
         threads: of torch on the CPU; None: torch's default.
         precision: float32, or forward passes under autocast to bf16 or fp16.
@@ -110,9 +146,11 @@ class TrainConfig:
         checkpoint_seconds: how often a checkpoint is written besides before each evaluation.
         tensorboard: whether the metrics are written as TensorBoard events too.
         data: which images.
+        detector: of detect: the network's sizes.
         optimizer: the optimizer and its schedule.
     """
 
+    task: TaskName = "classify"
     model: str = "cifar_resnet8"
     normalizer: str = "bcn-micro+ws"
     images: int = 6000
@@ -131,6 +169,7 @@ class TrainConfig:
     checkpoint_seconds: float = 60.0
     tensorboard: bool = True
     data: DataSettings = field(default_factory=DataSettings)
+    detector: DetectorSettings = field(default_factory=DetectorSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
 
     def __post_init__(self) -> None:
@@ -144,6 +183,22 @@ class TrainConfig:
         require_lean_level(self.lean)
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
+        self._refuse_settings_of_other_tasks()
+        if self.task == "detect":
+            try:
+                self.data.object_augment(self.detector)
+            except ValueError as error:
+                raise ValueError(f"data.{error}") from error
+
+    def _refuse_settings_of_other_tasks(self) -> None:
+        for key, tasks in _OF_ONE_TASK.items():
+            holder, name = (self.data, key.removeprefix("data.")) if key.startswith("data.") else (self, key)
+            default = next(item for item in fields(holder) if item.name == name)
+            plain = DetectorSettings() if key == "detector" else default.default
+            if self.task not in tasks and getattr(holder, name) != plain:
+                raise ValueError(
+                    f"{key} is a setting of task={tasks[0]} and does nothing in task={self.task}: leave it out"
+                )
 
     def loop_settings(self, *, device: str) -> LoopSettings:
         """What of it the training loop needs, on the device of this process."""
@@ -177,7 +232,11 @@ class TrainConfig:
 
         ValueError naming `source` if a setting is unknown or wrong.
         """
-        groups: dict[str, Any] = {"data": DataSettings, "optimizer": OptimizerSettings}
+        groups: dict[str, Any] = {
+            "data": DataSettings,
+            "detector": DetectorSettings,
+            "optimizer": OptimizerSettings,
+        }
         try:
             values = {
                 name: made_from(groups[name], value) if name in groups else value for name, value in dict(plain).items()

@@ -7,18 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from batchless.data import ImageDataset, channel_statistics, first_images, open_images
-from batchless.models import build_model
 from batchless.models.weights import load_weights
 from batchless.runs import RunFolder, load_checkpoint, read_run
 from batchless.runs.atomic import write_text
 from batchless.runs.folder import strict_json
 from batchless.surgery import ConversionReport, lean
-from batchless.tasks.classify import Classify, ImageData
+from batchless.surgery.dataflow import as_arguments
 from batchless.tasks.config import TrainConfig
-from batchless.tasks.trained import build_converted
+from batchless.tasks.setup import Setup, set_up
+from batchless.tasks.trained import build_converted, build_plain, example_input
 from batchless.train import Processes, TrainingStoppedError, processes_of_torchrun
 from batchless.train.device import require_device
 from batchless.train.interrupt import ShouldStop, never_stop
@@ -33,7 +32,7 @@ class FinishedRun:
         folder: where everything is.
         summary: the final figures.
         conversion: what the normalizer's name did to the network.
-        notes: what of the pretrained weights was taken.
+        notes: what was found in the data, and what of the pretrained weights was taken.
     """
 
     folder: Path
@@ -103,7 +102,7 @@ def resume_training(
 class _Prepared:
     config: TrainConfig
     device: str
-    data: ImageData
+    setup: Setup[Any]
     model: nn.Module
     conversion: ConversionReport
     notes: tuple[str, ...]
@@ -114,11 +113,14 @@ def _prepare(config: TrainConfig, device: str) -> _Prepared:
     require_device(device)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    data = _open_data(config)
+    setup = set_up(config)
     torch.manual_seed(config.seed)
-    model = build_model(config.model, num_classes=len(data.train_images.classes))
-    notes = () if config.weights is None else load_weights(model, config.weights)
-    require_runs(model, torch.zeros(2, 3, config.data.image_size, config.data.image_size), config)
+    model = build_plain(config, num_classes=len(setup.classes))
+    notes = setup.notes
+    if config.weights is not None:
+        body = model.get_submodule("backbone.body") if config.task == "detect" else model
+        notes += load_weights(body, config.weights, part=config.task == "detect")
+    require_runs(model, example_input(config), config)
     model, report = build_converted(config, model)
     if not report.replaced and report.normalizer != "bn":
         raise ValueError(
@@ -126,7 +128,7 @@ def _prepare(config: TrainConfig, device: str) -> _Prepared:
         )
     if config.lean:
         model, _ = lean(model, config.lean)
-    return _Prepared(config=config, device=device, data=data, model=model, conversion=report, notes=notes)
+    return _Prepared(config=config, device=device, setup=setup, model=model, conversion=report, notes=notes)
 
 
 def _new_run(config: TrainConfig, prepared: _Prepared) -> RunFolder:
@@ -164,18 +166,18 @@ def _train(
     *,
     resume_from: Mapping[str, Any] | None,
 ) -> FinishedRun:
-    config, data = prepared.config, prepared.data
+    config, setup = prepared.config, prepared.setup
     about = {
         "config": config.plain(),
-        "classes": list(data.train_images.classes),
-        "mean": list(data.statistics.mean),
-        "std": list(data.statistics.std),
+        "classes": list(setup.classes),
+        "mean": list(setup.statistics.mean),
+        "std": list(setup.statistics.std),
     }
     try:
         summary = train(
             prepared.model,
-            Classify(data=data, label_smoothing=config.label_smoothing),
-            data,
+            setup.task,
+            setup.data,
             config.loop_settings(device=prepared.device),
             run,
             on_progress,
@@ -208,43 +210,16 @@ def _images(checkpoint: Mapping[str, Any], path: Path) -> int:
 
 
 @torch.no_grad()
-def require_runs(model: nn.Module, example: Tensor, config: TrainConfig) -> None:
-    """Raise ValueError if the network does not take images of the configured size."""
+def require_runs(model: nn.Module, example: object, config: TrainConfig) -> None:
+    """Raise ValueError if the network does not take the example, which has the configured size."""
     model.eval()
     try:
-        model(example)
+        model(*as_arguments(example))
     except Exception as error:  # a network that was built for other images can raise anything
-        size = config.data.image_size
+        size = config.data.image_size if config.task == "classify" else config.detector.shorter_side
+        setting = "data.image_size" if config.task == "classify" else "detector.shorter_side"
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            f"{config.model} does not run on {size}x{size} images ({reason}): choose another data.image_size or model"
+            f"{config.model} does not run on {size}x{size} images ({reason}): choose another {setting} or model"
         ) from error
     model.train()
-
-
-def _open_data(config: TrainConfig) -> ImageData:
-    settings = config.data
-    train_images, test_images = open_images(settings.root, "train"), open_images(settings.root, "test")
-    statistics = channel_statistics(train_images, limit=500)
-    train_images = _limited(train_images, settings.train_images, seed=config.seed, name="train_images")
-    test_images = _limited(test_images, settings.test_images, seed=0, name="test_images")
-    return ImageData(
-        train_images=train_images,
-        test_images=test_images,
-        image_size=settings.image_size,
-        augment=settings.augment(),
-        mix=settings.mix(),
-        resize_to=settings.resize_shorter_side,
-        statistics=statistics,
-        seed=config.seed,
-        workers=settings.workers,
-    )
-
-
-def _limited(images: ImageDataset, count: int | None, *, seed: int, name: str) -> ImageDataset:
-    if count is None:
-        return images
-    try:
-        return first_images(images, count, seed=seed)
-    except ValueError as error:
-        raise ValueError(f"data.{name}: {error}") from error

@@ -10,6 +10,7 @@ from torch import nn
 
 from batchless.data import ChannelStatistics
 from batchless.models import build_model
+from batchless.models.detectors import build_detector, detector_example
 from batchless.runs import load_checkpoint, load_model_state
 from batchless.surgery import ConversionReport, convert
 from batchless.surgery.recognize import is_batch_normalization
@@ -36,10 +37,24 @@ class Trained:
     path: Path
 
 
+def build_plain(config: TrainConfig, *, num_classes: int) -> nn.Module:
+    """The run's network with plain BatchNorm and random weights."""
+    if config.task == "detect":
+        return build_detector(config.model, num_classes=num_classes, settings=config.detector)
+    return build_model(config.model, num_classes=num_classes)
+
+
+def example_input(config: TrainConfig) -> tuple[object, ...]:
+    """What the run's network takes in evaluation, in its size: positional arguments."""
+    if config.task == "detect":
+        return detector_example()
+    size = config.data.image_size
+    return (torch.zeros(2, 3, size, size),)
+
+
 def build_converted(config: TrainConfig, model: nn.Module) -> tuple[nn.Module, ConversionReport]:
     """`model` with the run's normalizer, its pairs found by an example of the run's image size."""
-    size = config.data.image_size
-    return convert(model, config.normalizer, example=torch.zeros(2, 3, size, size))
+    return convert(model, config.normalizer, example=example_input(config))
 
 
 def rebuild_converted(config: TrainConfig, *, num_classes: int, skip_init: bool) -> nn.Module:
@@ -57,7 +72,7 @@ def rebuild_converted(config: TrainConfig, *, num_classes: int, skip_init: bool)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # What conversion warns of (groups with few values) was told when the run began.
         warnings.simplefilter("ignore", UserWarning)
-        plain = build_model(config.model, num_classes=num_classes)
+        plain = build_plain(config, num_classes=num_classes)
         for module in plain.modules():
             if not skip_init and is_batch_normalization(module) and isinstance(module.weight, nn.Parameter):
                 nn.init.ones_(module.weight)
