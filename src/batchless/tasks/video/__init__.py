@@ -1,0 +1,4 @@
+"""Video classification: clips, their loss, their metric, pictures."""
+
+from batchless.tasks.video.classify_clips import ClassifyClips as ClassifyClips
+from batchless.tasks.video.classify_clips import ClipData as ClipData
