@@ -9,10 +9,12 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from batchless.report import Comparison, claims, comparison, write_page
 from batchless.runs import Run, read_run
 from batchless.tasks import TrainConfig, run_training
+from batchless.tasks.config import TaskName
 
 OnRun = Callable[[str, int, int], None]
 """`on_run(what, done, total)`: called when a run has ended."""
@@ -22,6 +24,7 @@ _SET_BY_THE_DEMO = {
     "images_per_forward": "images_per_forward",
     "seed": "seeds",
     "out": "out",
+    "task": "task",
     "threads": "processes",
 }
 """Settings of a run that are not `train`'s here, and where they come from."""
@@ -32,6 +35,8 @@ class DemoConfig:
     """What `batchless demo` compares.
 
     Attributes:
+        task: classify, or video: the embedded clips with TSM on the same network, frames of 16x16 pixels and 3,200 clips
+            where `train` has the defaults of images.
         out: folder of the runs and of `report.html`; must not exist.
         normalizers: the rows.
         images_per_forward: the columns.
@@ -40,6 +45,7 @@ class DemoConfig:
         processes: runs at a time, each with one thread; None: one per core.
     """
 
+    task: TaskName = "classify"
     out: str = "runs/demo"
     normalizers: tuple[str, ...] = ("bn", "gn", "gn+ws", "bcn-micro+ws")
     images_per_forward: tuple[int, ...] = (1, 2, 32)
@@ -62,10 +68,10 @@ class DemoConfig:
 
     def runs(self) -> list[TrainConfig]:
         """One configuration for each run, those that take longest first."""
-        folder = Path(self.out)
+        folder, common = Path(self.out), self._common()
         return [
             replace(
-                self.train,
+                common,
                 normalizer=normalizer,
                 images_per_forward=size,
                 seed=seed,
@@ -76,6 +82,18 @@ class DemoConfig:
             for seed in range(self.seeds)
             for normalizer in self.normalizers
         ]
+
+    def _common(self) -> TrainConfig:
+        """`train`, with its defaults of images replaced by those of clips for `video`."""
+        if self.task == "classify":
+            return self.train
+        images = TrainConfig()
+        clips: dict[str, Any] = {"model": "tsm:cifar_resnet8", "images": 3200}
+        small: dict[str, Any] = {"image_size": 16, "crop_padding": 0}
+        clips = {name: value for name, value in clips.items() if getattr(self.train, name) == getattr(images, name)}
+        data = self.train.data
+        small = {name: value for name, value in small.items() if getattr(data, name) == getattr(images.data, name)}
+        return replace(self.train, task="video", data=replace(data, **small), **clips)
 
 
 def run_demo(config: DemoConfig, on_run: OnRun, *, commands: Sequence[str]) -> tuple[Path, Comparison, list[str]]:

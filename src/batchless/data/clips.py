@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 from torch import Tensor
 
 from batchless.data.clip_lists import find_something, holds_lists, open_lists, open_something
+from batchless.data.dataset import first_indices
 from batchless.data.folders import held_out_folder, split_folders
 from batchless.data.moving_digits import moving_digits
 from batchless.data.video_files import Choose, ClipFrames, clip_files, read_clip
@@ -88,6 +89,36 @@ class ClipSubset:
     def source(self, index: int) -> str:
         """Where the clip comes from, as the dataset says."""
         return self.dataset.source(self.indices[index])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClipRelabelled:
+    """A dataset whose classes are in another order: `labels[l]` is the label of what was of class `l`."""
+
+    dataset: ClipDataset
+    classes: tuple[str, ...]
+    labels: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def clip(self, index: int, choose: Choose) -> ClipFrames:
+        """The frames that `choose` wants."""
+        return self.dataset.clip(index, choose)
+
+    def label(self, index: int) -> int:
+        """The index of the clip's class in `classes`."""
+        return self.labels[self.dataset.label(index)]
+
+    def source(self, index: int) -> str:
+        """Where the clip comes from, as the dataset says."""
+        return self.dataset.source(index)
+
+
+def first_clips(clips: ClipDataset, n: int, *, seed: int) -> ClipSubset:
+    """The first n clips of a seeded order, as `first_images` has it; ValueError if n is out of range."""
+    labels = [clips.label(index) for index in range(len(clips))]
+    return ClipSubset(dataset=clips, indices=first_indices(labels, n, seed=seed))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

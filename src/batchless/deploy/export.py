@@ -107,6 +107,11 @@ def export_checkpoint(config: ExportConfig) -> Exported:
     if config.format == "onnx":
         require_onnx()
     trained = load_trained(config.checkpoint, "cpu")
+    if trained.config.task == "video":
+        raise ValueError(
+            f"{config.checkpoint} is a network for clips, and export knows networks for images: load it by "
+            "batchless.tasks.load_trained, and fold it by batchless.fold"
+        )
     size = trained.config.data.image_size
     model = folded_plain(trained.model, torch.zeros(2, 3, size, size))
     if config.include_normalization:

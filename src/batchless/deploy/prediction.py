@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from batchless.data.folders import read_image
+from batchless.deploy.clip_prediction import clip_paths, predict_clips
 from batchless.deploy.images import as_evaluated, network_input
 from batchless.nn.standardized import standardized
 from batchless.runs.atomic import write_text
@@ -29,10 +30,12 @@ class PredictConfig:
 
     Attributes:
         checkpoint: of a run.
-        images: files, and folders of which all images directly in them are taken.
+        images: files, and folders of which all images directly in them are taken; of a run on clips, video files, folders of
+            frames, and folders of video files.
         top: how many classes are told for each image.
         device: cpu or cuda.
         out: file to write, with one JSON object per image and line; None: none.
+        pictures: of a run on clips, folder for a strip of frames of each; None: none.
     """
 
     checkpoint: str
@@ -40,6 +43,7 @@ class PredictConfig:
     top: int = 3
     device: str = "cpu"
     out: str | None = None
+    pictures: str | None = None
 
     def __post_init__(self) -> None:
         _check_top(self.top)
@@ -66,9 +70,20 @@ def predict_checkpoint(config: PredictConfig) -> list[Prediction]:
     Raises:
         ValueError: a checkpoint that cannot be used, or a folder without images; an unreadable image is told in its place.
     """
-    files = image_files(config.images)
     trained = load_trained(config.checkpoint, config.device)
-    predictions = list(predict_images(trained, files, top=config.top, device=config.device))
+    if trained.config.task == "video":
+        folder = None if config.pictures is None else Path(config.pictures)
+        predictions = [
+            Prediction(file=file, error=found) if isinstance(found, str) else Prediction(file=file, classes=found)
+            for file, found in predict_clips(
+                trained, clip_paths(config.images), top=config.top, device=config.device, pictures=folder
+            )
+        ]
+    elif config.pictures is not None:
+        raise ValueError("pictures are strips of frames: this run is on images, leave them out")
+    else:
+        files = image_files(config.images)
+        predictions = list(predict_images(trained, files, top=config.top, device=config.device))
     if config.out is not None:
         write_text(Path(config.out), "".join(f"{json.dumps(_plain(prediction))}\n" for prediction in predictions))
     return predictions

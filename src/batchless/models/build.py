@@ -76,8 +76,9 @@ def build_video(name: str, *, num_classes: int, frames: int = SEGMENTS) -> nn.Mo
     names = torchvision_names()
     if library == "torchvision" and names.get(rest) == "video":
         return _torchvision(rest, num_classes=num_classes)
-    known = [f"torchvision:{video}" for video, task in names.items() if task == "video"]
-    nearest = did_you_mean(name, [*known, *(f"tsm:{network}" for network in classifier_names(tags="." in name))])
+    shifted = [f"tsm:{network}" for network in classifier_names(tags=False) if "resn" in network]
+    known = [*(f"torchvision:{video}" for video, task in names.items() if task == "video"), *shifted]
+    nearest = did_you_mean(name, known)
     raise ValueError(f"unknown video network {name!r}{nearest}: expected {VIDEO_KINDS}")
 
 

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from batchless.data import Augment, Mix
+from batchless.data.clip_sampling import FrameSampling
 from batchless.nn import parse_normalizer
 from batchless.train.device import require_device_name
 from batchless.train.settings import LoopSettings, OptimizerSettings, Precision
@@ -85,12 +86,17 @@ class DataSettings:
         return mix if self.mixup or self.cutmix else None
 
 
+TaskName = Literal["classify", "video"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Everything that makes a training run what it is; `config.yaml` in its folder.
 
     Attributes:
-        model: `timm:<name>`, `torchvision:<name>` or `cifar_resnet<depth>`.
+        task: classify (images) or video (clips, which then are what is counted as images).
+        model: `timm:<name>`, `torchvision:<name>` or `cifar_resnet<depth>`; for video `tsm:<one of these>` or
+            `torchvision:<video network>`.
         normalizer: such as bn, gn+ws, bcn-micro+ws.
         images: training images seen in all.
         images_per_forward: the micro-batch.
@@ -106,10 +112,12 @@ class TrainConfig:
         label_smoothing: share of each label that is spread over all classes.
         checkpoint_seconds: how often a checkpoint is written besides before each evaluation.
         tensorboard: whether the metrics are written as TensorBoard events too.
-        data: which images.
+        data: which images or clips.
+        video: which frames of a clip.
         optimizer: the optimizer and its schedule.
     """
 
+    task: TaskName = "classify"
     model: str = "cifar_resnet8"
     normalizer: str = "bcn-micro+ws"
     images: int = 6000
@@ -127,6 +135,7 @@ class TrainConfig:
     checkpoint_seconds: float = 60.0
     tensorboard: bool = True
     data: DataSettings = field(default_factory=DataSettings)
+    video: FrameSampling = field(default_factory=FrameSampling)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
 
     def __post_init__(self) -> None:
@@ -139,6 +148,8 @@ class TrainConfig:
         require_device_name(self.device)
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
+        if self.task == "video" and self.data.mix() is not None:
+            raise ValueError("data.mixup and data.cutmix blend images: leave them at 0 for task=video")
 
     def loop_settings(self, *, device: str) -> LoopSettings:
         """What of it the training loop needs, on the device of this process."""
@@ -172,7 +183,7 @@ class TrainConfig:
 
         ValueError naming `source` if a setting is unknown or wrong.
         """
-        groups: dict[str, Any] = {"data": DataSettings, "optimizer": OptimizerSettings}
+        groups: dict[str, Any] = {"data": DataSettings, "video": FrameSampling, "optimizer": OptimizerSettings}
         try:
             values = {
                 name: made_from(groups[name], value) if name in groups else value for name, value in dict(plain).items()

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from batchless.data import ImageDataset, channel_statistics, first_images, open_images
-from batchless.models import build_model
 from batchless.models.weights import load_weights
 from batchless.runs import RunFolder, load_checkpoint, read_run
 from batchless.runs.atomic import write_text
@@ -18,7 +18,8 @@ from batchless.runs.folder import strict_json
 from batchless.surgery import ConversionReport
 from batchless.tasks.classify import Classify, ImageData
 from batchless.tasks.config import TrainConfig
-from batchless.tasks.trained import build_converted
+from batchless.tasks.trained import build_converted, build_network, example_input
+from batchless.tasks.video import ClassifyClips, ClipData, open_clip_data
 from batchless.train import Processes, TrainingStoppedError, processes_of_torchrun
 from batchless.train.device import require_device
 from batchless.train.interrupt import ShouldStop, never_stop
@@ -103,7 +104,7 @@ def resume_training(
 class _Prepared:
     config: TrainConfig
     device: str
-    data: ImageData
+    data: ImageData | ClipData
     model: nn.Module
     conversion: ConversionReport
     notes: tuple[str, ...]
@@ -114,11 +115,11 @@ def _prepare(config: TrainConfig, device: str) -> _Prepared:
     require_device(device)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    data = _open_data(config)
+    data = open_clip_data(config) if config.task == "video" else _open_data(config)
     torch.manual_seed(config.seed)
-    model = build_model(config.model, num_classes=len(data.train_images.classes))
+    model = build_network(config, num_classes=len(data.classes))
     notes = () if config.weights is None else load_weights(model, config.weights)
-    require_runs(model, torch.zeros(2, 3, config.data.image_size, config.data.image_size), config)
+    require_runs(model, example_input(config, model), config)
     model, report = build_converted(config, model)
     if not report.replaced and report.normalizer != "bn":
         raise ValueError(
@@ -165,23 +166,27 @@ def _train(
     config, data = prepared.config, prepared.data
     about = {
         "config": config.plain(),
-        "classes": list(data.train_images.classes),
+        "classes": list(data.classes),
         "mean": list(data.statistics.mean),
         "std": list(data.statistics.std),
     }
     try:
-        summary = train(
+        # One call for each kind of batch: the loop's task and data must be of one kind.
+        go_on = partial(
+            train,
             prepared.model,
-            Classify(data=data, label_smoothing=config.label_smoothing),
-            data,
-            config.loop_settings(device=prepared.device),
-            run,
-            on_progress,
+            settings=config.loop_settings(device=prepared.device),
+            run=run,
+            on_progress=on_progress,
             about=about,
             resume_from=resume_from,
             processes=processes,
             should_stop=should_stop,
         )
+        if isinstance(data, ClipData):
+            summary = go_on(ClassifyClips(data=data, label_smoothing=config.label_smoothing), data)
+        else:
+            summary = go_on(Classify(data=data, label_smoothing=config.label_smoothing), data)
     except TrainingStoppedError:
         raise
     except Exception as error:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from batchless.data import ChannelStatistics
-from batchless.models import build_model
+from batchless.models import build_model, build_video
+from batchless.models.video import clip_input
 from batchless.runs import load_checkpoint, load_model_state
 from batchless.surgery import ConversionReport, convert
 from batchless.surgery.recognize import is_batch_normalization
@@ -37,9 +38,23 @@ class Trained:
 
 
 def build_converted(config: TrainConfig, model: nn.Module) -> tuple[nn.Module, ConversionReport]:
-    """`model` with the run's normalizer, its pairs found by an example of the run's image size."""
+    """`model` with the run's normalizer, its pairs found by an example of what the run trains on."""
+    return convert(model, config.normalizer, example=example_input(config, model))
+
+
+def build_network(config: TrainConfig, *, num_classes: int) -> nn.Module:
+    """The run's network before conversion, with random weights; ValueError for a name that its task does not know."""
+    if config.task == "video":
+        return build_video(config.model, num_classes=num_classes, frames=config.video.frames)
+    return build_model(config.model, num_classes=num_classes)
+
+
+def example_input(config: TrainConfig, model: nn.Module) -> Tensor:
+    """Two images, or clips, of zeros, as the run's network takes them."""
     size = config.data.image_size
-    return convert(model, config.normalizer, example=torch.zeros(2, 3, size, size))
+    if config.task == "video":
+        return clip_input(model, torch.zeros(2, config.video.frames, 3, size, size))
+    return torch.zeros(2, 3, size, size)
 
 
 def rebuild_converted(config: TrainConfig, *, num_classes: int, skip_init: bool) -> nn.Module:
@@ -57,7 +72,7 @@ def rebuild_converted(config: TrainConfig, *, num_classes: int, skip_init: bool)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # What conversion warns of (groups with few values) was told when the run began.
         warnings.simplefilter("ignore", UserWarning)
-        plain = build_model(config.model, num_classes=num_classes)
+        plain = build_network(config, num_classes=num_classes)
         for module in plain.modules():
             if not skip_init and is_batch_normalization(module) and isinstance(module.weight, nn.Parameter):
                 nn.init.ones_(module.weight)

@@ -44,6 +44,11 @@ class ClipData:
     resize_to: int | None = None
     workers: int = 0
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes."""
+        return self.train_clips.classes
+
     def order(self, epoch: int) -> Sequence[int]:
         """The training clips in the order in which the epoch shows them."""
         return epoch_order(len(self.train_clips), seed=self.seed, epoch=epoch)
