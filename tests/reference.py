@@ -258,3 +258,23 @@ def activation_gain(activation: Callable[[Tensor], Tensor], *, points: int = 4_0
     values = activation(z.clone())
     mean = (mass * values).sum()
     return 1 / math.sqrt(float((mass * (values - mean) ** 2).sum()))
+
+
+def temporal_shift(x: Tensor, share: int, direction: str) -> Tensor:
+    """TSM (arXiv 1811.08383, section 3.2): channels moved along time one by one, zeros where no frame is."""
+    clips, frames, channels = x.shape[:3]
+    fold = channels // share
+    out = torch.zeros_like(x)
+    for n in range(clips):
+        for t in range(frames):
+            for c in range(channels):
+                source = t
+                if direction == "past":
+                    source = t - 1 if c < fold else t
+                elif c < fold:
+                    source = t + 1
+                elif c < 2 * fold:
+                    source = t - 1
+                if 0 <= source < frames:
+                    out[n, t, c] = x[n, source, c]
+    return out

@@ -26,6 +26,7 @@ _SET_BY_THE_DEMO = {
     "images_per_forward": "images_per_forward",
     "seed": "seeds",
     "out": "out",
+    "task": "task",
     "threads": "processes",
 }
 """Settings of a run that are not `train`'s here, and where they come from."""
@@ -42,6 +43,11 @@ DETECTION = TrainConfig(
 )
 """What `batchless demo --task detect` trains, but for what is set otherwise."""
 
+VIDEO = TrainConfig(
+    task="video", model="tsm:cifar_resnet8", images=3200, data=DataSettings(image_size=16, crop_padding=0)
+)
+"""What `batchless demo --task video` trains, but for what is set otherwise: TSM on the embedded clips."""
+
 _SIZES_OF_DETECTION = (1, 2)
 
 
@@ -54,8 +60,8 @@ class DemoConfig:
         normalizers: the rows.
         images_per_forward: the columns; for detection 1 and 2 if nothing else is said.
         seeds: how often each run is repeated, with seeds 0, 1, ...
-        train: what all runs have in common. With `train.task` (also `--task`) detect, settings that are left at their defaults
-            are the demo's of detection.
+        train: what all runs have in common. With `train.task` (also `--task`) detect or video, settings that are left at their
+            defaults are the demo's of that task.
         processes: runs at a time, each with one thread; None: one per core.
     """
 
@@ -74,11 +80,11 @@ class DemoConfig:
         for name, value in (("seeds", self.seeds), ("processes", self.processes)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be 1 or more, got {value}")
-        if self.train.task == "detect":
-            sizes = DemoConfig.images_per_forward
-            object.__setattr__(self, "train", _filled(self.train, TrainConfig(), DETECTION))
-            if self.images_per_forward == sizes:
-                object.__setattr__(self, "images_per_forward", _SIZES_OF_DETECTION)
+        sizes = DemoConfig.images_per_forward
+        if self.train.task == "detect" and self.images_per_forward == sizes:
+            object.__setattr__(self, "images_per_forward", _SIZES_OF_DETECTION)
+        if (other := {"detect": DETECTION, "video": VIDEO}.get(self.train.task)) is not None:
+            object.__setattr__(self, "train", _filled(self.train, TrainConfig(), other))
         for name, source in _SET_BY_THE_DEMO.items():
             if getattr(self.train, name) != getattr(TrainConfig(), name):
                 raise ValueError(f"train.{name} is not one for all runs here: set {source} instead")
@@ -86,10 +92,10 @@ class DemoConfig:
 
     def runs(self) -> list[TrainConfig]:
         """One configuration for each run, those that take longest first."""
-        folder = Path(self.out)
+        folder, common = Path(self.out), self.train
         return [
             replace(
-                self.train,
+                common,
                 normalizer=normalizer,
                 images_per_forward=size,
                 seed=seed,

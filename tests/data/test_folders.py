@@ -52,7 +52,7 @@ def test_a_flat_test_folder_gives_way_to_val(tmp_path):
     flat = write_folders(tmp_path / "flat", splits=("train",))
     (flat / "val").mkdir()
     (flat / "val" / "ILSVRC2012_val_00000001.JPEG").touch()
-    with pytest.raises(ValueError, match="flat/val: no class folders in it; put the images of each class into"):
+    with pytest.raises(ValueError, match="flat/val: no class folders in it; put the files of each class into"):
         open_folders(flat, "train")
 
 

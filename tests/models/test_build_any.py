@@ -19,6 +19,8 @@ EVERY_FORM = [
     "torchvision:lraspp_mobilenet_v3_large",
     "torchvision:fasterrcnn_mobilenet_v3_large_320_fpn",
     "torchvision:r2plus1d_18",
+    "tsm:cifar_resnet8",
+    "tsm-online:timm:test_resnet",
     "smp:PSPNet-resnet18",
     "smp:Unet-timm-skresnet18",
     "smp:Unet-tu-test_resnet",
@@ -93,7 +95,8 @@ def test_an_unknown_name_gets_the_nearest_ones(name, nearest):
 )
 def test_a_name_of_nothing_tells_what_is_possible(name):
     with pytest.raises(
-        ValueError, match=r"expected timm:<name> .*, torchvision:<name> .* or smp:<Architecture>-<encoder>"
+        ValueError,
+        match=r"expected timm:<name> .*, torchvision:<name> .*, smp:<Architecture>-<encoder> .* or tsm:<2D network>",
     ):
         build_any(name)
 

@@ -1,6 +1,7 @@
 """What a dataset is, and opening one in whichever layout it lies on disk."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -105,12 +106,19 @@ def first_images(dataset: ImageDataset, n: int, *, seed: int) -> Subset:
     >>> sorted(part.label(index) for index in range(20))
     [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8, 8, 9, 9]
     """
+    return Subset(
+        dataset=dataset, indices=first_indices([dataset.label(index) for index in range(len(dataset))], n, seed=seed)
+    )
+
+
+def first_indices(labels: Sequence[int], n: int, *, seed: int) -> tuple[int, ...]:
+    """What `first_images` takes, by the labels of the samples alone."""
     members: dict[int, list[int]] = defaultdict(list)
-    for index in range(len(dataset)):
-        members[dataset.label(index)].append(index)
-    if not len(members) <= n <= len(dataset):
+    for index, label in enumerate(labels):
+        members[label].append(index)
+    if not len(members) <= n <= len(labels):
         raise ValueError(
-            f"n={n} images: the dataset has {len(dataset)} in {len(members)} classes; give {len(members)} to {len(dataset)}"
+            f"n={n} images: the dataset has {len(labels)} in {len(members)} classes; give {len(members)} to {len(labels)}"
         )
     rng = Random(f"first/{seed}")
     ranked = []
@@ -120,4 +128,4 @@ def first_images(dataset: ImageDataset, n: int, *, seed: int) -> Subset:
             # The share of its class used up with this image; the random number breaks ties.
             share = (rank + 1) / len(members[label]) if rank else 0.0
             ranked.append((share, rng.random(), index))
-    return Subset(dataset=dataset, indices=tuple(index for _, _, index in sorted(ranked)[:n]))
+    return tuple(index for _, _, index in sorted(ranked)[:n])

@@ -66,11 +66,7 @@ def open_folders(root: Path, split: Literal["train", "test"]) -> FolderImages:
     Files with the usual image extensions are taken, in subfolders too; names that begin with a dot are ignored. No image is
     opened. ValueError naming the folder if there are no classes, if the splits have different ones, or if one has no image.
     """
-    train, test = root / "train", held_out_folder(root)
-    assert test is not None
-    classes = _class_names(train)
-    _check_same_classes(train, classes, test, _class_names(test))
-    folder = train if split == "train" else test
+    folder, classes = split_folders(root, split)
     files: list[tuple[str, int]] = []
     for label, name in enumerate(classes):
         try:
@@ -86,6 +82,15 @@ def open_folders(root: Path, split: Literal["train", "test"]) -> FolderImages:
             )
         files.extend((path, label) for path in found)
     return FolderImages(files=tuple(files), classes=classes)
+
+
+def split_folders(root: Path, split: Literal["train", "test"]) -> tuple[Path, tuple[str, ...]]:
+    """The folder of a split, and the names of its class folders, sorted; ValueError if the splits have different ones."""
+    train, test = root / "train", held_out_folder(root)
+    assert test is not None
+    classes = _class_names(train)
+    _check_same_classes(train, classes, test, _class_names(test))
+    return train if split == "train" else test, classes
 
 
 def read_image(path: str | Path) -> Tensor:
@@ -148,7 +153,7 @@ def image_files(folder: str | Path) -> list[str]:
 def _class_names(folder: Path) -> tuple[str, ...]:
     names = subfolders(folder)
     if not names:
-        raise ValueError(f"{folder}: no class folders in it; put the images of each class into {folder}/<class>/")
+        raise ValueError(f"{folder}: no class folders in it; put the files of each class into {folder}/<class>/")
     return names
 
 

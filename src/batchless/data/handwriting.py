@@ -75,9 +75,9 @@ def handwriting(split: Split, *, copies: int | None = None) -> TensorImages:
     digits, labels = digit_instances(split)
     order = torch.arange(copies * len(digits)) % len(digits)
     draws = _draws(split, len(order))
-    background = _dimmed(crops(photo_halves(split), draws))
+    background = dimmed(crops(photo_halves(split), draws))
     return TensorImages(
-        images=_blend(background, _ink(digits[order], draws), draws),
+        images=blend(background, _ink(digits[order], draws), draws),
         labels=tuple(labels[order].tolist()),
         classes=tuple("0123456789"),
         origins=((f"handwriting {split}", len(order)),),
@@ -143,7 +143,7 @@ def crops(photos: list[Tensor], draws: dict[str, Tensor]) -> Tensor:
     return squares
 
 
-def _dimmed(photos: Tensor) -> Tensor:
+def dimmed(photos: Tensor) -> Tensor:
     """The photos with brightness and contrast lowered, so that something lighter can be read on them."""
     mean = photos.mean(dim=(1, 2, 3), keepdim=True)
     return _BRIGHTNESS * mean + _CONTRAST * (photos - mean)
@@ -164,7 +164,7 @@ def _ink(digits: Tensor, draws: dict[str, Tensor]) -> Tensor:
     return (_INK * drawn).clamp(0, 1)
 
 
-def _blend(background: Tensor, ink: Tensor, draws: dict[str, Tensor]) -> Tensor:
+def blend(background: Tensor, ink: Tensor, draws: dict[str, Tensor]) -> Tensor:
     """Painted or lightened backgrounds, by the ink's intensity: uint8 `[N, 3, SIZE, SIZE]`."""
     columns = {use: draw[:, None, None, None] for use, draw in draws.items()}
     lighter = _between(*_LIGHTER, columns["lighter"])

@@ -8,7 +8,7 @@ random state of torch, numpy and Python is neither read nor changed.
 import signal
 from collections.abc import Iterator, Sequence
 from random import Random
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -75,14 +75,7 @@ def batches(
         )
     if mix is not None and len(dataset) < 2:
         raise ValueError("mix: there is no other image to blend with in a dataset of 1; train without mixup and cutmix")
-    for number, indices in enumerate(micro_batches):
-        if not indices:
-            raise ValueError(f"micro-batch {number} of {len(micro_batches)} is empty: give each one or more indices")
-        if min(indices) < 0 or max(indices) >= len(dataset):
-            raise ValueError(
-                f"micro-batch {number} has indices from {min(indices)} to {max(indices)} in a dataset of {len(dataset)}:"
-                " out of range"
-            )
+    check_micro_batches(micro_batches, len(dataset))
     loader = _Batches(
         dataset,
         seed=seed,
@@ -94,6 +87,18 @@ def batches(
         resize_to=resize_to,
     )
     return in_workers(loader, micro_batches, workers) if workers else map(loader.batch, micro_batches)
+
+
+def check_micro_batches(micro_batches: Sequence[Sequence[int]], length: int) -> None:
+    """ValueError naming the micro-batch if one is empty, or has an index that a dataset of `length` has not."""
+    for number, indices in enumerate(micro_batches):
+        if not indices:
+            raise ValueError(f"micro-batch {number} of {len(micro_batches)} is empty: give each one or more indices")
+        if min(indices) < 0 or max(indices) >= length:
+            raise ValueError(
+                f"micro-batch {number} has indices from {min(indices)} to {max(indices)} in a dataset of {length}:"
+                " out of range"
+            )
 
 
 class _Batches(Dataset["tuple[Tensor, Tensor] | str"]):
@@ -164,20 +169,44 @@ class _Batches(Dataset["tuple[Tensor, Tensor] | str"]):
         return Random(f"{purpose}/{self.seed}/{self.epoch}/{index}")
 
     def _label(self, index: int) -> int:
-        label, classes = self.dataset.label(index), len(self.dataset.classes)
-        if not 0 <= label < classes:
-            raise ValueError(
-                f"{self.dataset.source(index)}: label {label} is out of range, there are {classes} classes"
-                f" (0 to {classes - 1}); correct the label, or list its class"
-            )
-        return label
+        return checked_label(self.dataset, index)
 
 
-def in_workers(loader: Dataset[Batch | str], micro_batches: Sequence[Sequence[int]], workers: int) -> Iterator[Batch]:
-    """`loader[indices]` for each of `micro_batches`, in order, made by so many processes, which end with the iterator.
+class Labelled(Protocol):
+    """What datasets of images and of clips have in common."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the labels."""
+
+    def label(self, index: int) -> int:
+        """The index of the sample's class in `classes`."""
+
+    def source(self, index: int) -> str:
+        """Names the sample in errors."""
+
+
+def checked_label(dataset: Labelled, index: int) -> int:
+    """The label of a sample; ValueError naming it if there is no such class."""
+    label, classes = dataset.label(index), len(dataset.classes)
+    if not 0 <= label < classes:
+        raise ValueError(
+            f"{dataset.source(index)}: label {label} is out of range, there are {classes} classes"
+            f" (0 to {classes - 1}); correct the label, or list its class"
+        )
+    return label
+
+
+def in_workers(loader: "Dataset[Batch | str]", micro_batches: Sequence[Sequence[int]], workers: int) -> Iterator[Batch]:
+    """`loader[indices]` for each micro-batch, in order, made in processes of their own that end with the iterator.
+
+    Args:
+        loader: gives a batch for a list of indices, or the text of the ValueError that this is to raise.
+        micro_batches: the lists.
+        workers: how many processes.
 
     Raises:
-        ValueError: `loader` gave a text, which is the message, or a worker was killed.
+        ValueError: as the loader says, or a worker was killed.
     """
     # With a generator of its own, DataLoader leaves the global random state alone; nothing here draws from its seeds.
     items = DataLoader(

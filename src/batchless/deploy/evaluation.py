@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from batchless.data import ImageDataset, first_images, open_images
+from batchless.data.clips import ClipDataset, ClipRelabelled, open_clips
 from batchless.deploy.detection import detection_tables, evaluate_detector
 from batchless.runs.atomic import write_text
 from batchless.runs.folder import strict_json
-from batchless.tasks import Classify, ImageData, load_trained
-from batchless.tasks.accuracy import Accuracy
+from batchless.tasks import Classify, ImageData, Trained, load_trained
+from batchless.tasks.accuracy import Accuracy, PerImage
+from batchless.tasks.video import ClassifyClips, ClipData, limited_clips
+from batchless.tasks.video.accuracy import ClipAccuracy
 from batchless.train import evaluate
 
 if TYPE_CHECKING:
@@ -73,6 +76,21 @@ def evaluate_checkpoint(config: EvaluateConfig) -> dict[str, Any]:
             write_text(Path(config.out), strict_json(result, indent=1))
         return result
     root = trained.config.data.root if config.data.root is None else config.data.root
+    measure = _of_clips if trained.config.task == "video" else _of_images
+    labels, found, measured = measure(trained, root, config)
+    predicted = found.predicted.tolist()
+    figures = {"checkpoint": str(trained.path), "root": root, "images": len(labels), **measured}
+    result = figures | by_class(labels, predicted, trained.classes)
+    if config.out is not None:
+        write_text(Path(config.out), strict_json(result, indent=1))
+    return result
+
+
+_Measured = tuple[list[int], PerImage, dict[str, float]]
+"""Labels, what was found for each image or clip, and the metric's figures."""
+
+
+def _of_images(trained: Trained, root: str | None, config: EvaluateConfig) -> _Measured:
     images = open_images(root, "test")
     if config.data.root is None and trained.config.data.test_images is not None:
         images = first_images(images, trained.config.data.test_images, seed=0)
@@ -89,12 +107,29 @@ def evaluate_checkpoint(config: EvaluateConfig) -> dict[str, Any]:
     )
     metric = evaluate(trained.model, Classify(), data, config.device, precision=trained.config.precision)
     assert isinstance(metric, Accuracy)
-    predicted = metric.per_image().predicted.tolist()
-    figures = {"checkpoint": str(trained.path), "root": root, "images": len(images), **metric.compute()}
-    result = figures | by_class([images.label(index) for index in range(len(images))], predicted, trained.classes)
-    if config.out is not None:
-        write_text(Path(config.out), strict_json(result, indent=1))
-    return result
+    return [images.label(index) for index in range(len(images))], metric.per_image(), metric.compute()
+
+
+def _of_clips(trained: Trained, root: str | None, config: EvaluateConfig) -> _Measured:
+    settings = trained.config.data
+    clips = open_clips(root, "test")
+    if config.data.root is None:
+        clips = limited_clips(clips, settings.test_images, seed=0, name="test_images")
+    clips = _clips_with_classes(clips, trained.classes)
+    data = ClipData(
+        train_clips=clips,
+        test_clips=clips,
+        image_size=settings.image_size,
+        sampling=trained.config.video,
+        augment=settings.augment(),
+        statistics=trained.statistics,
+        seed=0,
+        resize_to=settings.resize_shorter_side,
+        workers=config.data.workers,
+    )
+    metric = evaluate(trained.model, ClassifyClips(), data, config.device, precision=trained.config.precision)
+    assert isinstance(metric, ClipAccuracy)
+    return [clips.label(index) for index in range(len(clips))], metric.per_image(), metric.compute()
 
 
 def by_class(labels: list[int], predicted: list[int], classes: tuple[str, ...]) -> dict[str, Any]:
@@ -149,19 +184,30 @@ def with_classes(images: ImageDataset, classes: tuple[str, ...]) -> ImageDataset
     """The dataset with its labels in the order of `classes`; ValueError if it has other classes, naming them."""
     if images.classes == classes:
         return images
-    others = [name for name in images.classes if name not in classes]
-    missing = [name for name in classes if name not in images.classes]
+    return _Relabelled(dataset=images, classes=classes, labels=_labels_among(images.classes, classes, images.source(0)))
+
+
+def _clips_with_classes(clips: ClipDataset, classes: tuple[str, ...]) -> ClipDataset:
+    if clips.classes == classes:
+        return clips
+    return ClipRelabelled(dataset=clips, classes=classes, labels=_labels_among(clips.classes, classes, clips.source(0)))
+
+
+def _labels_among(found: tuple[str, ...], classes: tuple[str, ...], source: str) -> tuple[int, ...]:
+    """The position of each class among the run's; ValueError if there are others."""
+    others = [name for name in found if name not in classes]
+    missing = [name for name in classes if name not in found]
     if others or missing:
-        found = [
+        told = [
             f"{len(names)} {what} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
             for names, what in ((others, "that the run has not"), (missing, "of the run's missing"))
             if names
         ]
         raise ValueError(
-            f"{images.source(0)}: the dataset has other classes than the run: {'; '.join(found)}; name its folders as the "
+            f"{source}: the dataset has other classes than the run: {'; '.join(told)}; name its folders as the "
             "run's classes are called"
         )
-    return _Relabelled(dataset=images, classes=classes, labels=tuple(classes.index(name) for name in images.classes))
+    return tuple(classes.index(name) for name in found)
 
 
 def evaluation_tables(result: dict[str, Any]) -> "Group":
@@ -181,11 +227,12 @@ def evaluation_tables(result: dict[str, Any]) -> "Group":
         classes.add_row(Text(row["class"]), str(row["images"]), accuracy)
     for row in result["confusions"]:
         confusions.add_row(Text(row["truth"]), Text(row["predicted"]), str(row["images"]))
-    figures = (
-        f"accuracy {100 * result['accuracy']:.1f} %, loss {result['loss']:.3f}, on {result['images']} test images of "
-    )
+    clips = "top5" in result
+    figures = f"accuracy {100 * result['accuracy']:.1f} %, loss {result['loss']:.3f}, on {result['images']} test "
+    figures += f"clips (top-5 {100 * result['top5']:.1f} %) of " if clips else "images of "
+    source = result["root"] or ("the embedded clips" if clips else "the embedded handwriting")
     return Group(
-        Text(figures + (result["root"] or "the embedded handwriting")),
+        Text(figures + source),
         classes,
         *([confusions] if result["confusions"] else []),
     )

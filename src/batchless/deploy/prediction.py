@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from batchless.data.folders import read_image
+from batchless.deploy.clip_prediction import clip_paths, predict_clips
 from batchless.deploy.detection import FoundObject, find_objects
 from batchless.deploy.images import as_evaluated, network_input
 from batchless.nn.standardized import standardized
@@ -30,10 +31,12 @@ class PredictConfig:
 
     Attributes:
         checkpoint: of a run.
-        images: files, and folders of which all images directly in them are taken.
+        images: files, and folders of which all images directly in them are taken; of a run on clips, video files, folders of
+            frames, and folders of video files.
         top: how many classes are told for each image.
         threshold: of a detector: the smallest score of an object that is told.
-        pictures: of a detector: folder into which the images are drawn with what was found; None: none.
+        pictures: folder for pictures: of a detector, the images with what was found; of a run on clips, a strip of frames of
+            each; None: none.
         device: cpu or cuda.
         out: file to write, with one JSON object per image and line; None: none.
     """
@@ -75,15 +78,27 @@ def predict_checkpoint(config: PredictConfig) -> list[Prediction]:
     Raises:
         ValueError: a checkpoint that cannot be used, or a folder without images; an unreadable image is told in its place.
     """
-    files = image_files(config.images)
     trained = load_trained(config.checkpoint, config.device)
+    pictures = None if config.pictures is None else Path(config.pictures)
     if trained.config.task == "detect":
-        pictures = None if config.pictures is None else Path(config.pictures)
-        found = find_objects(trained, files, threshold=config.threshold, pictures=pictures, device=config.device)
-        predictions = [Prediction(file=file, objects=objects, error=error) for file, objects, error in found]
-    elif config.pictures is not None:
-        raise ValueError(f"pictures are drawn by detectors; {config.checkpoint} tells classes: leave --pictures out")
+        files = image_files(config.images)
+        objects_found = find_objects(
+            trained, files, threshold=config.threshold, pictures=pictures, device=config.device
+        )
+        predictions = [Prediction(file=file, objects=objects, error=error) for file, objects, error in objects_found]
+    elif trained.config.task == "video":
+        predictions = [
+            Prediction(file=file, error=found) if isinstance(found, str) else Prediction(file=file, classes=found)
+            for file, found in predict_clips(
+                trained, clip_paths(config.images), top=config.top, device=config.device, pictures=pictures
+            )
+        ]
+    elif pictures is not None:
+        raise ValueError(
+            f"pictures are drawn of objects and of clips; {config.checkpoint} tells classes: leave --pictures out"
+        )
     else:
+        files = image_files(config.images)
         predictions = list(predict_images(trained, files, top=config.top, device=config.device))
     if config.out is not None:
         write_text(Path(config.out), "".join(f"{json.dumps(_plain(prediction))}\n" for prediction in predictions))

@@ -19,6 +19,7 @@ from batchless.models.names import (
     torchvision_names,
 )
 from batchless.models.small_images import mobilenet_for_small_images, resnet_for_small_images
+from batchless.models.video import SEGMENTS, VIDEO_KINDS, on_segments, segment_kind
 
 _KINDS = (
     "timm:<name> (such as timm:resnet18), torchvision:<name> (such as torchvision:resnet50), "
@@ -56,13 +57,38 @@ def build_model(name: str, *, num_classes: int) -> nn.Module:
     raise ValueError(f"unknown model {name!r}{nearest}: expected {_KINDS}")
 
 
+def build_video(name: str, *, num_classes: int, frames: int = SEGMENTS) -> nn.Module:
+    """A network for clips with random weights.
+
+    Args:
+        name: `tsm:<2D network>`, `tsm-online:` or `tsn:`, of a network that `build_model` knows: clips `[N, T, 3, H, W]` to
+            scores `[N, num_classes]`; `torchvision:<video network>`: clips `[N, 3, T, H, W]`. `clip_input` turns them.
+        num_classes: outputs.
+        frames: T, of 2D networks; those of torchvision take others too.
+
+    Raises:
+        ValueError: unknown name, or a 2D network that cannot be shifted.
+    """
+    if found := segment_kind(name):
+        kind, rest = found
+        return on_segments(kind, build_model(rest, num_classes=num_classes), segments=frames)
+    library, _, rest = name.partition(":")
+    names = torchvision_names()
+    if library == "torchvision" and names.get(rest) == "video":
+        return _torchvision(rest, num_classes=num_classes)
+    shifted = [f"tsm:{network}" for network in classifier_names(tags=False) if "resn" in network]
+    known = [*(f"torchvision:{video}" for video, task in names.items() if task == "video"), *shifted]
+    nearest = did_you_mean(name, known)
+    raise ValueError(f"unknown video network {name!r}{nearest}: expected {VIDEO_KINDS}")
+
+
 def build_any(name: str) -> nn.Module:
     """Any network by name, as its library builds it, with random weights and without downloads: to look at or to convert.
 
     Args:
         name: `timm:<name>`; `torchvision:<name>` (classification, segmentation, detection, video);
-            `smp:<Architecture>-<encoder>`; or our own, as `build_model` has them. `example_inputs` makes what its forward
-            takes.
+            `smp:<Architecture>-<encoder>`; `tsm:<2D network>`, as `build_video` has them; or our own, as `build_model` has
+            them. `example_inputs` makes what its forward takes.
 
     Raises:
         ValueError: unknown name, with the nearest ones; a library that is not installed, or that does not combine the two.
@@ -72,6 +98,9 @@ def build_any(name: str) -> nn.Module:
     """
     if is_own_name(name):
         return build_model(name, num_classes=10)
+    if found := segment_kind(name):
+        kind, network = found
+        return on_segments(kind, build_any(network))
     library, _, rest = name.partition(":")
     if library == "timm" and rest in timm_names(tags="." in rest):
         return _timm(rest)
@@ -80,7 +109,7 @@ def build_any(name: str) -> nn.Module:
     if name.startswith("smp:"):
         return _smp(rest)
     nearest = did_you_mean(name, all_names(tags="." in name))
-    raise ValueError(f"unknown model {name!r}{nearest}: expected {_KINDS} or {_SMP_KIND}")
+    raise ValueError(f"unknown model {name!r}{nearest}: expected {_KINDS}, {_SMP_KIND} or {VIDEO_KINDS}")
 
 
 def _own(name: str, num_classes: int) -> nn.Module:

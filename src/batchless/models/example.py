@@ -2,9 +2,10 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from batchless.models.names import torchvision_names
+from batchless.models.temporal_shift import SegmentNetwork
+from batchless.models.video import SEGMENTS, is_3d, segment_kind
 
 FRAMES = 16
 """Of a clip: what torchvision's video networks are built for or do with."""
@@ -18,8 +19,9 @@ def example_inputs(
 ) -> tuple[object, ...]:
     """Positional arguments of `model`'s forward, the same values in [0, 1) at every call.
 
-    torchvision's detectors take a list of images `[3, S, S]`, and in training a list of targets; video networks (those whose
-    first convolution has three dimensions) clips `[N, 3, 16, S, S]`; all others images `[N, 3, S, S]`.
+    torchvision's detectors take a list of images `[3, S, S]`, and in training a list of targets; video networks whose first
+    convolution has three dimensions clips `[N, 3, 16, S, S]`; 2D networks on every frame (`SegmentNetwork`) clips
+    `[N, T, 3, S, S]`; all others images `[N, 3, S, S]`.
 
     Args:
         model: a model, or a name that `build_any` knows.
@@ -30,15 +32,18 @@ def example_inputs(
     >>> [tuple(x.shape) for x in example_inputs("torchvision:r3d_18", images=2, image_size=112)]
     [(2, 3, 16, 112, 112)]
     """
+    segments: int | None = None
     if isinstance(model, str):
         library, _, rest = model.partition(":")
         task = torchvision_names().get(rest) if library == "torchvision" else None
         detects, video = task == "detection", task == "video"
+        segments = SEGMENTS if segment_kind(model) else None
     else:
-        detects, video = is_detector(model), _is_video(model)
+        detects, video = is_detector(model), is_3d(model)
+        segments = model.segments if isinstance(model, SegmentNetwork) else None
     generator = torch.Generator().manual_seed(0)
-    time = (FRAMES,) if video else ()
-    batch = torch.rand(images, 3, *time, image_size, image_size, generator=generator)
+    shape = (images, 3, FRAMES) if video else (images, 3) if segments is None else (images, segments, 3)
+    batch = torch.rand(*shape, image_size, image_size, generator=generator)
     if not detects:
         return (batch,)
     pictures = list(batch)
@@ -74,8 +79,3 @@ def built_for(model: nn.Module) -> str:
     settings = getattr(model, "pretrained_cfg", None) or {}
     size = getattr(model, "image_size", None) or settings.get("input_size", (None,))[-1]
     return f" (it is built for {size})" if isinstance(size, int) else ""
-
-
-def _is_video(model: nn.Module) -> bool:
-    first = next((module for module in model.modules() if isinstance(module, _ConvNd)), None)
-    return isinstance(first, nn.Conv3d)

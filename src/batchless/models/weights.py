@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from batchless.models.temporal_shift import SegmentNetwork, TemporalShift
 from batchless.runs import load_checkpoint, load_model_state
 
 _WRAPPED_IN = ("model", "state_dict", "model_state_dict")
@@ -15,7 +16,8 @@ def load_weights(model: nn.Module, path: str | Path, *, part: bool = False) -> t
     """Load a checkpoint of the same network as it is before conversion; a classifier for other classes stays as it is.
 
     Known are torch's files (a state dict, or one in an entry `model` or `state_dict`, with or without `module.` before the
-    names) and safetensors. No code in them is run.
+    names) and safetensors. No code in them is run. A `SegmentNetwork` also takes the weights of its plain 2D network, such as
+    those of ImageNet, and the checkpoints of TSM's authors.
 
     Args:
         model: built by `build_model`, not converted.
@@ -30,7 +32,7 @@ def load_weights(model: nn.Module, path: str | Path, *, part: bool = False) -> t
         ValueError: no such file, damaged, or of another network.
     """
     path = Path(path)
-    state, own = _without_prefix(_read(path)), model.state_dict()
+    state, own = _by_own_keys(_without_prefix(_read(path)), model), model.state_dict()
     if part:
         state = {key: value for key, value in state.items() if key in own}
     left = [key for key in _classifier_keys(model) if key in state and _other_classes(state[key], own[key])]
@@ -66,9 +68,31 @@ def _without_prefix(state: Mapping[str, Any]) -> dict[str, Any]:
     return dict(state)
 
 
+def _by_own_keys(state: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    """The state of a 2D network, or of TSM's authors, with the keys that the network of segments has for the same tensors."""
+    if not isinstance(model, SegmentNetwork):
+        return state
+    prefix = "base_model."
+    wrapped = {
+        f"{name}.net.": f"{name}." for name, module in model.named_modules() if isinstance(module, TemporalShift)
+    }
+    classifier = _classifier_keys(model)
+    state = dict(state)
+    for key in model.state_dict():
+        long = next((long for long in wrapped if key.startswith(long)), "")
+        plain = (key.replace(long, wrapped[long], 1) if long else key).removeprefix(prefix)
+        others = [plain, f"new_fc.{key.rpartition('.')[2]}"] if key in classifier else [plain]
+        found = next((other for other in others if key not in state and other in state), None)
+        if found is not None:
+            state[key] = state.pop(found)
+    return state
+
+
 def _classifier_keys(model: nn.Module) -> list[str]:
     """The names of the last linear layer's (or convolution's) parameters, which are what depends on the classes."""
-    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    layers = [
+        (name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d | nn.Conv3d)
+    ]
     if not layers:
         return []
     name, layer = layers[-1]

@@ -25,7 +25,11 @@ class MainFigure:
 
 
 ACCURACY = MainFigure("accuracy", "accuracy")
-_OF_TASK: Mapping[object, MainFigure] = {"classify": ACCURACY, "detect": MainFigure("ap", "AP")}
+_OF_TASK: Mapping[object, MainFigure] = {
+    "classify": ACCURACY,
+    "detect": MainFigure("ap", "AP"),
+    "video": ACCURACY,
+}
 
 
 def main_figure(run: Run) -> MainFigure:

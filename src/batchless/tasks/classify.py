@@ -43,6 +43,11 @@ class ImageData:
     resize_to: int | None = None
     workers: int = 0
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes."""
+        return self.train_images.classes
+
     def order(self, epoch: int) -> Sequence[int]:
         """The training images in the order in which the epoch shows them."""
         return epoch_order(len(self.train_images), seed=self.seed, epoch=epoch)

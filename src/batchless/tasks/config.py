@@ -1,11 +1,12 @@
 """What makes a training run what it is."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from batchless.data import Augment, Mix
+from batchless.data.clip_sampling import FrameSampling
 from batchless.data.object_loading import ObjectAugment
 from batchless.models.detectors import DetectorSettings
 from batchless.nn import parse_normalizer
@@ -13,14 +14,15 @@ from batchless.surgery import require_lean_level
 from batchless.train.device import require_device_name
 from batchless.train.settings import LoopSettings, OptimizerSettings, Precision
 
-TaskName = Literal["classify", "detect"]
+TaskName = Literal["classify", "detect", "video"]
 
 _OF_ONE_TASK: Mapping[str, tuple[TaskName, ...]] = {
-    "label_smoothing": ("classify",),
+    "label_smoothing": ("classify", "video"),
     "detector": ("detect",),
+    "video": ("video",),
     "data.shorter_sides": ("detect",),
     **{
-        f"data.{name}": ("classify",)
+        f"data.{name}": ("classify", "video")
         for name in (
             "image_size",
             "resize_shorter_side",
@@ -30,10 +32,10 @@ _OF_ONE_TASK: Mapping[str, tuple[TaskName, ...]] = {
             "rand_augment_magnitude",
             "color_jitter",
             "erasing",
-            "mixup",
-            "cutmix",
         )
     },
+    "data.mixup": ("classify",),
+    "data.cutmix": ("classify",),
 }
 """Settings that only some tasks have: for another one, a value of theirs would change nothing."""
 
@@ -125,9 +127,11 @@ class TrainConfig:
     """Everything that makes a training run what it is; `config.yaml` in its folder.
 
     Attributes:
-        task: classify: single images; detect: objects, by boxes and masks.
+        task: classify: single images; detect: objects, by boxes and masks; video: clips, which then are what is counted as
+            images.
         model: of classify: `timm:<name>`, `torchvision:<name>` or `cifar_resnet<depth>`; of detect:
-            `<architecture>_<backbone>_fpn`, such as maskrcnn_resnet50_fpn.
+            `<architecture>_<backbone>_fpn`, such as maskrcnn_resnet50_fpn; of video: `tsm:<a network of classify>` or
+            `torchvision:<video network>`.
         normalizer: such as bn, gn+ws, bcn-micro+ws.
         images: training images seen in all.
         images_per_forward: the micro-batch.
@@ -145,8 +149,9 @@ class TrainConfig:
         label_smoothing: share of each label that is spread over all classes.
         checkpoint_seconds: how often a checkpoint is written besides before each evaluation.
         tensorboard: whether the metrics are written as TensorBoard events too.
-        data: which images.
+        data: which images or clips.
         detector: of detect: the network's sizes.
+        video: of video: which frames of a clip.
         optimizer: the optimizer and its schedule.
     """
 
@@ -170,6 +175,7 @@ class TrainConfig:
     tensorboard: bool = True
     data: DataSettings = field(default_factory=DataSettings)
     detector: DetectorSettings = field(default_factory=DetectorSettings)
+    video: FrameSampling = field(default_factory=FrameSampling)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
 
     def __post_init__(self) -> None:
@@ -194,7 +200,7 @@ class TrainConfig:
         for key, tasks in _OF_ONE_TASK.items():
             holder, name = (self.data, key.removeprefix("data.")) if key.startswith("data.") else (self, key)
             default = next(item for item in fields(holder) if item.name == name)
-            plain = DetectorSettings() if key == "detector" else default.default
+            plain = default.default if default.default_factory is MISSING else default.default_factory()
             if self.task not in tasks and getattr(holder, name) != plain:
                 raise ValueError(
                     f"{key} is a setting of task={tasks[0]} and does nothing in task={self.task}: leave it out"
@@ -235,6 +241,7 @@ class TrainConfig:
         groups: dict[str, Any] = {
             "data": DataSettings,
             "detector": DetectorSettings,
+            "video": FrameSampling,
             "optimizer": OptimizerSettings,
         }
         try:

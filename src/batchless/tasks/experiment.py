@@ -120,7 +120,7 @@ def _prepare(config: TrainConfig, device: str) -> _Prepared:
     if config.weights is not None:
         body = model.get_submodule("backbone.body") if config.task == "detect" else model
         notes += load_weights(body, config.weights, part=config.task == "detect")
-    require_runs(model, example_input(config), config)
+    require_runs(model, example_input(config, model), config)
     model, report = build_converted(config, model)
     if not report.replaced and report.normalizer != "bn":
         raise ValueError(

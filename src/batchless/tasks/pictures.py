@@ -16,7 +16,7 @@ _OF_EACH_KIND = 8
 _LARGEST_SIDE = 160
 
 
-def write_predictions(folder: Path, found: PerImage, images: ImageDataset, *, image_size: int) -> None:
+def write_predictions(folder: Path, found: PerImage, images: ImageDataset, *, image_size: int | None) -> None:
     """Write pictures of some predictions into `folder`, and `predictions.json`, which tells what they show.
 
     The worst are those of the largest loss; the typical ones those whose loss is nearest to the median. Each picture is the
@@ -26,7 +26,7 @@ def write_predictions(folder: Path, found: PerImage, images: ImageDataset, *, im
         folder: made if it is missing.
         found: for each of `images`, in order.
         images: what was predicted.
-        image_size: side of the square that the network saw.
+        image_size: side of the square that the network saw; None: the images are what it saw, and shown as they are.
 
     Raises:
         ValueError: the folder cannot be written, or an image cannot be read again.
@@ -42,8 +42,10 @@ def write_predictions(folder: Path, found: PerImage, images: ImageDataset, *, im
         folder.mkdir(parents=True, exist_ok=True)
         for number, (kind, index) in enumerate(chosen):
             picture = f"{number:02}-{kind}.png"
-            square = centred(images.image(index), min(image_size, _LARGEST_SIDE))
-            Image.fromarray(square.permute(1, 2, 0).numpy()).save(folder / picture)
+            seen = images.image(index)
+            if image_size is not None:
+                seen = centred(seen, min(image_size, _LARGEST_SIDE))
+            Image.fromarray(seen.permute(1, 2, 0).numpy()).save(folder / picture)
             records.append(
                 {
                     "kind": kind,

@@ -19,6 +19,7 @@ from batchless.models.detectors import learns_masks
 from batchless.tasks.classify import Classify, ImageData
 from batchless.tasks.config import TrainConfig
 from batchless.tasks.detect import Detect, DetectionData
+from batchless.tasks.video import ClassifyClips, open_clip_data
 from batchless.train.task import Batch, Data, Task
 
 
@@ -47,7 +48,11 @@ def set_up(config: TrainConfig) -> Setup[Any]:
     Raises:
         ValueError: data that is missing, damaged or of another kind, or settings that do not fit them.
     """
-    build: Callable[[TrainConfig], Setup[Any]] = {"classify": _classify, "detect": _detect}[config.task]
+    build: Callable[[TrainConfig], Setup[Any]] = {
+        "classify": _classify,
+        "detect": _detect,
+        "video": _video,
+    }[config.task]
     return build(config)
 
 
@@ -97,6 +102,12 @@ def _detect(config: TrainConfig) -> Setup[Any]:
         statistics=IMAGENET_STATISTICS,
         notes=tuple(notes),
     )
+
+
+def _video(config: TrainConfig) -> Setup[Any]:
+    data = open_clip_data(config)
+    task = ClassifyClips(data=data, label_smoothing=config.label_smoothing)
+    return Setup(task=task, data=data, classes=data.classes, statistics=data.statistics)
 
 
 def detection_data(config: TrainConfig, train_images: DetectionImages, test_images: DetectionImages) -> DetectionData:
