@@ -26,7 +26,6 @@ _SET_BY_THE_DEMO = {
     "images_per_forward": "images_per_forward",
     "seed": "seeds",
     "out": "out",
-    "task": "task",
     "threads": "processes",
 }
 """Settings of a run that are not `train`'s here, and where they come from."""
@@ -92,10 +91,10 @@ class DemoConfig:
 
     def runs(self) -> list[TrainConfig]:
         """One configuration for each run, those that take longest first."""
-        folder, common = Path(self.out), self.train
+        folder = Path(self.out)
         return [
             replace(
-                common,
+                self.train,
                 normalizer=normalizer,
                 images_per_forward=size,
                 seed=seed,

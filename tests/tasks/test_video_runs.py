@@ -100,7 +100,7 @@ def test_the_network_of_a_checkpoint_takes_clips(run):
 
 def test_export_says_what_it_cannot(run, capsys):
     assert main(["export", str(run.folder / "checkpoints" / "best.pt"), "--out", str(run.folder / "a.onnx")]) == 2
-    assert "is a network for clips" in capsys.readouterr().err
+    assert "is a checkpoint of task=video: export writes classifiers" in capsys.readouterr().err
 
 
 def test_3d_networks_train_too(root, tmp_path):
@@ -111,7 +111,7 @@ def test_3d_networks_train_too(root, tmp_path):
 
 
 def test_settings_that_do_not_go_with_clips(root, tmp_path):
-    with pytest.raises(ValueError, match=r"data\.mixup and data\.cutmix blend images"):
+    with pytest.raises(ValueError, match=r"data\.mixup is a setting of task=classify and does nothing in task=video"):
         config(root, tmp_path, data=DataSettings(mixup=0.2))
     with pytest.raises(ValueError, match="unknown video network 'torchvision:resnet18'"):
         run_training(config(root, tmp_path / "run", model="torchvision:resnet18"))
@@ -126,9 +126,9 @@ def test_the_command_line_sets_frames():
 
 
 def test_the_demo_of_clips():
-    runs = DemoConfig(task="video").runs()
+    runs = DemoConfig(train=TrainConfig(task="video")).runs()
     assert {(run.task, run.model, run.data.image_size, run.data.crop_padding, run.images) for run in runs} == {
         ("video", "tsm:cifar_resnet8", 16, 0, 3200)
     }
-    changed = DemoConfig(task="video", train=TrainConfig(images=64, data=DataSettings(image_size=24))).runs()[0]
+    changed = DemoConfig(train=TrainConfig(task="video", images=64, data=DataSettings(image_size=24))).runs()[0]
     assert (changed.images, changed.data.image_size) == (64, 24)
