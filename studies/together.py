@@ -12,11 +12,12 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from batchless.nn import BatchChannelNorm
+from batchless.nn import BatchChannelNorm, channel_norm
 from batchless.nn.estimated_batch_norm import EstimatedBatchNorm, move_rate
-from batchless.nn.fused_batch_channel_norm import fused_batch_channel_norm, sample_moments
+from batchless.nn.normalized_samples import normalize_samples
 
 
 def together(model: nn.Module, images_per_forward: int) -> nn.Module:
@@ -100,16 +101,18 @@ class _BatchChannelNorms(nn.Module):
             output: Tensor = layer(input)
             return output
         input = input.contiguous()
-        moments = sample_moments(input)
         step = layer.batch_norm
-        estimates = self._moved_estimates(step, moments)
-        affine = ((step.weight, step.bias), (layer.weight, layer.bias))
-        return fused_batch_channel_norm(input, moments, estimates, *affine, num_groups=layer.num_groups, eps=layer.eps)
+        mean, var = (value.flatten() for value in self._moved_estimates(step, input))
+        # Each image by estimates of its own: as many channels as there are images times channels.
+        weight, bias = step.weight.repeat(len(input)), step.bias.repeat(len(input))
+        rows = F.batch_norm(input.flatten(0, 1)[None], mean, var, weight, bias, False, 0.0, step.eps)
+        return channel_norm(rows.view(input.shape), layer.num_groups, layer.weight, layer.bias, layer.eps)
 
     @torch.no_grad()
-    def _moved_estimates(self, step: EstimatedBatchNorm, moments: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def _moved_estimates(self, step: EstimatedBatchNorm, input: Tensor) -> tuple[Tensor, Tensor]:
         """What each image is normalized by, `[N, C]` twice; the buffers take the values after the last move."""
-        mean, var = (value.unflatten(0, (self.size, -1)) for value in moments)  # [K, M, C]
+        samples = normalize_samples(input)
+        mean, var = (value.unflatten(0, (self.size, -1)) for value in (samples.mean, samples.var()))  # [K, M, C]
         count = mean.shape[1]
         rates = _rates(self.size, float(step.memory), int(step.moves) if step.warmup else None, count)
         means = _moved(step.running_mean, mean.mean(0), rates)
