@@ -174,7 +174,7 @@ def grouped_order(wide: Sequence[bool], *, images_per_forward: int, seed: int, e
         epoch: of the order, with `seed`.
 
     >>> grouped_order([True, False, True, False, True], images_per_forward=2, seed=0, epoch=0)
-    [2, 4, 3, 1, 0]
+    [4, 2, 1, 3, 0]
     """
     order: list[int] = []
     waiting: dict[bool, list[int]] = {True: [], False: []}
