@@ -1,8 +1,8 @@
 """Federated learning: many clients, one domain each, one network that they share."""
 
 from batchless.federated.config import FederateConfig as FederateConfig
-from batchless.federated.config import FederatedDataSettings as FederatedDataSettings
 from batchless.federated.config import ServerSettings as ServerSettings
+from batchless.federated.data_settings import FederatedDataSettings as FederatedDataSettings
 from batchless.federated.experiment import FinishedFederation as FinishedFederation
 from batchless.federated.experiment import explain_federation as explain_federation
 from batchless.federated.experiment import resume_federation as resume_federation

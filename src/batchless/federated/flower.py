@@ -7,11 +7,9 @@ side of a round, `batchless.federated.site` a client's.
 
 import json
 import logging
-import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
@@ -23,7 +21,7 @@ from batchless.federated.algorithms import Centralized
 from batchless.federated.engine import Figures, Locals
 from batchless.federated.evaluation import mean_over_clients
 from batchless.federated.experiment import resume_federation, run_federation
-from batchless.federated.flower_settings import RESUME, config_of, site_of
+from batchless.federated.flower_settings import RESUME, config_of, run_name, site_of
 from batchless.federated.preparation import Prepared
 from batchless.federated.rounds import RoundProgress
 from batchless.federated.server import ServerState, require_usable
@@ -31,9 +29,7 @@ from batchless.federated.site import Site
 from batchless.federated.state import KEPT, kept_elsewhere
 from batchless.federated.update import ClientFailedError, Update, failed
 from batchless.federated.wire import Answer, Order, figures_text, read_array, read_figures, received_sums
-from batchless.runs.atomic import write_text
 
-_NAME = "flower.json"
 _ROUND, _TEXT, _ERROR, _SHARED, _INITIAL = "round", "text", "error", "shared", "initial"
 _POLL = 0.5
 """Seconds from one look for answers to the next."""
@@ -50,7 +46,7 @@ def _serve(grid: Grid, context: Context) -> None:
     config = config_of(context.run_config)
 
     def elsewhere(prepared: Prepared) -> "FlowerEngine":
-        return FlowerEngine(grid, prepared, name=_name_of(config.folder()))
+        return FlowerEngine(grid, prepared, name=run_name(config.folder()))
 
     if context.run_config.get(RESUME):
         resume_federation(config.folder(), _tell, elsewhere=elsewhere)
@@ -62,15 +58,6 @@ def _tell(progress: RoundProgress) -> None:
     if progress.clients == progress.clients_in_round:
         figures = "  ".join(f"{name} {value:.4g}" for name, value in progress.figures.items())
         _log.info("round %d of %d: %s", progress.round, progress.rounds, figures)
-
-
-def _name_of(folder: Path) -> str:
-    """The run's name on its clients' disks, made when it first begins."""
-    file = folder / _NAME
-    if not file.exists():
-        write_text(file, json.dumps({"run": secrets.token_hex(8)}))
-    name: str = json.loads(file.read_text())["run"]
-    return name
 
 
 @dataclass(kw_only=True)

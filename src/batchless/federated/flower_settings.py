@@ -1,6 +1,8 @@
 """Flower's flat run configuration, which knows numbers and texts only, and ours; what a SuperNode is told of itself."""
 
+import json
 import os
+import secrets
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -10,10 +12,12 @@ import yaml
 
 from batchless.federated.config import FederateConfig
 from batchless.federated.site import Site
+from batchless.runs.atomic import write_text
 
 RESUME = "resume"
 """The key of the run configuration that says whether to go on with the run in `out`."""
 
+_NAME = "flower.json"
 _NODE_KEYS = ("partition-id", "num-partitions", "data-root", "state-folder", "device")
 
 
@@ -82,3 +86,12 @@ def site_of(node_config: Mapping[str, Any]) -> Site:
         root=None if root is None else str(root),
         device=None if device is None else str(device),
     )
+
+
+def run_name(folder: Path) -> str:
+    """The run's name on its clients' disks, made when it first begins."""
+    file = folder / _NAME
+    if not file.exists():
+        write_text(file, json.dumps({"run": secrets.token_hex(8)}))
+    name: str = json.loads(file.read_text())["run"]
+    return name
