@@ -1,5 +1,6 @@
 """Which domains a federated run is over, and how their images are dealt out to clients."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
