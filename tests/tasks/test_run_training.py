@@ -11,7 +11,7 @@ from batchless.data import IMAGENET_STATISTICS, epoch_order, open_images
 from batchless.models import build_model
 from batchless.runs import load_checkpoint, load_model_state, read_run
 from batchless.tasks import Classify, DataSettings, TrainConfig, experiment, run_training
-from batchless.tasks.experiment import _open_data
+from batchless.tasks.setup import set_up
 from batchless.train import OptimizerSettings, evaluate
 from small_data import write_cifar10, write_idx, write_pictures
 
@@ -46,7 +46,7 @@ def test_the_embedded_data_from_start_to_end(tmp_path):
     model, _ = bl.convert(build_model(config.model, num_classes=10), config.normalizer)
     checkpoint = load_checkpoint(trained.folder / "checkpoints" / "last.pt")
     load_model_state(model, checkpoint["model"], source="last.pt")
-    figures = evaluate(model, Classify(), _open_data(config)).compute()
+    figures = evaluate(model, Classify(), set_up(config).data).compute()
     assert {f"test_{name}": value for name, value in figures.items()}.items() <= trained.summary.items()
 
 
