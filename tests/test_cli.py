@@ -190,7 +190,7 @@ def test_null_is_none_and_numbers_are_what_they_look_like():
         ("train --data.root nowhere", ["nowhere does not exist", "CIFAR pickles", "IDX files", "image folders"]),
         ("train --data.root pictures/train", ["pictures/train holds no known layout", "image folders"]),
         ("train --weights nothing.pt", ["there is no checkpoint nothing.pt"]),
-        ("train --config nothing", ["no file 'nothing'", "the recipes are cifar100_resnet110, "]),
+        ("train --config nothing", ["no file 'nothing'", "the recipes are bccd_fasterrcnn_resnet18, "]),
         ("train --config embedded_quik", ["did you mean embedded_quick?"]),
         ("train --config pictures", ["cannot read pictures", "directory"]),
         ("train --device gpu", ["device must be cpu, cuda", "'gpu'"]),

@@ -148,12 +148,15 @@ class BatchChannelNorm(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """Both steps on `input` `[N, C, ..]`."""
         step = self.batch_norm
-        # With few values torch's own two kernels are quicker for batch statistics, and have less to save.
-        composed = isinstance(step, BatchNorm) and (step.synchronizes() or input.numel() < SMALL)
-        if step.eps == self.eps and not composed and _is_bare(step):
-            affine = (step.weight, step.bias, self.weight, self.bias)
-            if can_fuse(input, step.running_mean, step.running_var, *affine):
-                return self._fused(input, step)
+        affine = (step.weight, step.bias, self.weight, self.bias)
+        # First of all whether a graph is being captured: a comparison of sizes would become part of it.
+        if (
+            can_fuse(input, step.running_mean, step.running_var, *affine)
+            and step.eps == self.eps
+            and _is_bare(step)
+            and not _is_composed(step, input)
+        ):
+            return self._fused(input, step)
         return channel_norm(step(input), self.num_groups, self.weight, self.bias, self.eps)
 
     def _fused(self, input: Tensor, step: EstimatedBatchNorm | BatchNorm) -> Tensor:
@@ -171,6 +174,11 @@ class BatchChannelNorm(nn.Module):
             eps=self.eps,
             of_batch=step.training and isinstance(step, BatchNorm),
         )
+
+
+def _is_composed(step: EstimatedBatchNorm | BatchNorm, input: Tensor) -> bool:
+    """Whether torch's own two kernels do better: for batch statistics of few values they are quicker and save less."""
+    return isinstance(step, BatchNorm) and (step.synchronizes() or input.numel() < SMALL)
 
 
 def _is_bare(module: nn.Module) -> bool:
