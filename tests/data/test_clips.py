@@ -35,13 +35,14 @@ def test_positions_are_in_the_clip_and_rise(sampling, length, seed):
 @given(LENGTHS, FRAMES, st.integers(0, 99))
 def test_there_is_one_frame_in_every_segment(length, frames, seed):
     sampling = FrameSampling(frames=frames)
-    for positions in (sampling.for_training(length, Random(seed)), *sampling.for_evaluation(length)):
+    for number, position in enumerate(sampling.for_training(length, Random(seed))):
+        first = length * number // frames
+        assert first <= position <= max(length * (number + 1) // frames - 1, first)
+    # The middle is taken of the segment as it is, not of whole frames: [number, number + 1) * length / frames.
+    for positions in sampling.for_evaluation(length):
         for number, position in enumerate(positions):
-            assert (
-                length * number // frames
-                <= position
-                <= max(length * (number + 1) // frames - 1, length * number // frames)
-            )
+            assert length * number // frames <= position
+            assert position * frames < length * (number + 1)
 
 
 @given(LENGTHS, FRAMES)
