@@ -1,17 +1,22 @@
 import copy
 import pickle
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
 import torchvision
-from bench.memory import saved_bytes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # bench is run from the repository root, not installed
+
+from bench.memory import saved_bytes
 
 import batchless as bl
 
