@@ -14,7 +14,6 @@ import pytest
 from domain_runs import ALGORITHMS, assert_same, config, kill_after, script, with_descendants, write_domains
 
 from batchless.federated import run_federation
-from batchless.federated.config import FlowerSettings
 from batchless.federated.loopback import federate_on_loopback, resume_on_loopback
 from batchless.federated.rounds import RoundProgress
 from batchless.runs import load_checkpoint, read_run
@@ -61,7 +60,7 @@ def test_a_node_that_is_killed_costs_its_clients_only(root, tmp_path):
                 os.kill(pid, signal.SIGKILL)
                 killed.append(pid)
 
-    given = {"engine": "flower", "fraction": 1.0, "flower": FlowerSettings(connect_timeout=30.0)}
+    given = {"engine": "flower", "fraction": 1.0}
     finished = federate_on_loopback(small("fedbn", root, tmp_path / "run", **given), kill)
     assert len(killed) == 1
     assert finished.summary["rounds"] == ROUNDS
