@@ -118,6 +118,12 @@ def test_settings_that_do_not_go_with_clips(root, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_size_that_the_network_does_not_take_names_the_setting(root, tmp_path):
+    data = DataSettings(root=str(root), image_size=16)
+    with pytest.raises(ValueError, match=r"does not run on 16x16 images .*: choose another data\.image_size or model"):
+        run_training(config(root, tmp_path / "run", model="torchvision:s3d", data=data))
+
+
 def test_the_command_line_sets_frames():
     words = ["train", "--config", "embedded_clips", "--video.frames", "4", "--video.way", "dense"]
     parsed = parse_arguments(words)

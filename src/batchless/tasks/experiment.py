@@ -216,8 +216,9 @@ def require_runs(model: nn.Module, example: object, config: TrainConfig) -> None
     try:
         model(*as_arguments(example))
     except Exception as error:  # a network that was built for other images can raise anything
-        size = config.data.image_size if config.task == "classify" else config.detector.shorter_side
-        setting = "data.image_size" if config.task == "classify" else "detector.shorter_side"
+        setting, size = "data.image_size", config.data.image_size
+        if config.task == "detect":
+            setting, size = "detector.shorter_side", config.detector.shorter_side
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
             f"{config.model} does not run on {size}x{size} images ({reason}): choose another {setting} or model"
