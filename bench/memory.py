@@ -46,7 +46,7 @@ def comparisons(
             steps = {name: forward_backward(contestant, image, target) for name, contestant in models.items()}
             times = interleave(steps, repeats=repeats or REPEATS, seed=seed, clock=clock, on_round=on_round)
             share_weights(None, models)
-        title = f"ResNet-50 {normalizer}, forward and backward of one {IMAGE_SIZE} px image, CPU time"
+        title = f"ResNet-50 {normalizer}, forward and backward of one {IMAGE_SIZE} px image"
         yield Comparison(title=title, base="plain", times=times, targets=TARGETS, saved_bytes=saved)
 
 

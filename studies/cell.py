@@ -9,12 +9,10 @@ from dataclasses import replace
 import torch
 
 from batchless.arguments import parse_arguments
-from batchless.data import channel_statistics, first_images, open_images
-from batchless.models import build_model
 from batchless.runs import RunFolder
-from batchless.tasks.classify import Classify, ImageData
 from batchless.tasks.config import TrainConfig
-from batchless.tasks.trained import build_converted
+from batchless.tasks.setup import set_up
+from batchless.tasks.trained import build_converted, build_plain
 from batchless.train.loop import train
 from studies.together import together
 
@@ -35,29 +33,13 @@ def main() -> int:
 def _run(config: TrainConfig) -> None:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    data = _open(config)
+    setup = set_up(config)
     torch.manual_seed(config.seed)
-    model = build_model(config.model, num_classes=len(data.train_images.classes))
+    model = build_plain(config, num_classes=len(setup.classes))
     model = together(build_converted(config, model)[0], config.images_per_forward)
     settings = replace(config.loop_settings(device="cpu"), images_per_forward=config.images_per_step)
     with RunFolder.create(config.folder(), config=config.plain(), seed=config.seed) as run:
-        train(model, Classify(), data, settings, run)
-
-
-def _open(config: TrainConfig) -> ImageData:
-    settings = config.data
-    train_images, test_images = open_images(settings.root, "train"), open_images(settings.root, "test")
-    statistics = channel_statistics(train_images, limit=500)
-    if settings.train_images is not None:
-        train_images = first_images(train_images, settings.train_images, seed=config.seed)
-    return ImageData(
-        train_images=train_images,
-        test_images=test_images,
-        image_size=settings.image_size,
-        augment=settings.augment(),
-        statistics=statistics,
-        seed=config.seed,
-    )
+        train(model, setup.task, setup.data, settings, run)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from batchless.data.augment import Augment, augmented, centred, erased_part
 from batchless.data.clip_sampling import FrameSampling
 from batchless.data.clips import ClipDataset
-from batchless.data.loading import check_micro_batches, checked_label, in_workers
+from batchless.data.loading import check_micro_batches, check_sizes, checked_label, prepared
 from batchless.data.statistics import ChannelStatistics, normalized
 from batchless.data.video_files import ClipFrames
 
@@ -68,13 +67,7 @@ def clip_batches(
         ValueError: an argument out of range, at once; naming the clip when its turn comes, if it cannot be read or if its label
             is not one of the classes; a worker was killed.
     """
-    for name, value, least in (("image_size", image_size, 1), ("workers", workers, 0)):
-        if value < least:
-            raise ValueError(f"{name}={value}: give {least} or more")
-    if resize_to is not None and resize_to < image_size:
-        raise ValueError(
-            f"resize_to={resize_to}: the square cut out of it has image_size={image_size}; give that or more"
-        )
+    check_sizes(image_size=image_size, workers=workers, resize_to=resize_to)
     check_micro_batches(micro_batches, len(dataset))
     loader = _ClipBatches(
         dataset,
@@ -86,10 +79,10 @@ def clip_batches(
         mean_std=mean_std,
         resize_to=resize_to,
     )
-    return in_workers(loader, micro_batches, workers) if workers else map(loader.batch, micro_batches)
+    return prepared(loader.batch, micro_batches, workers)
 
 
-class _ClipBatches(Dataset["ClipBatch | str"]):
+class _ClipBatches:
     """Batches by their lists of indices; what a worker process holds."""
 
     def __init__(
@@ -116,13 +109,6 @@ class _ClipBatches(Dataset["ClipBatch | str"]):
             short=torch.tensor([frames.length < self.sampling.span for _, frames in found]),
             damaged=torch.tensor([frames.damaged for _, frames in found]),
         )
-
-    def __getitem__(self, indices: Sequence[int]) -> ClipBatch | str:
-        try:
-            return self.batch(indices)
-        except ValueError as error:
-            # DataLoader would wrap an exception in the worker's traceback: the message travels as a value instead.
-            return str(error)
 
     def _clip(self, index: int) -> tuple[Tensor, ClipFrames]:
         """One clip `[V, T, 3, S, S]`, and what was read."""

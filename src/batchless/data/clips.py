@@ -9,7 +9,7 @@ from torch import Tensor
 
 from batchless.data.clip_lists import find_something, holds_lists, open_lists, open_something
 from batchless.data.dataset import first_indices
-from batchless.data.folders import held_out_folder, split_folders
+from batchless.data.folders import existing_folder, held_out_folder, split_folders
 from batchless.data.moving_digits import moving_digits
 from batchless.data.video_files import Choose, ClipFrames, clip_files, read_clip
 
@@ -167,10 +167,7 @@ def open_clips(root: str | Path | None, split: Literal["train", "test"]) -> Clip
         raise ValueError(f"split={split!r}: there are 'train' and 'test'")
     if root is None:
         return moving_digits(split)
-    root = Path(root).expanduser()
-    if not root.is_dir():
-        what = "is not a folder" if root.exists() else "does not exist"
-        raise ValueError(f"{root} {what}; name a folder that holds {'; or '.join(CLIP_LAYOUTS)}")
+    root = existing_folder(root, holding=CLIP_LAYOUTS)
     if found := find_something(root):
         return _files(*open_something(found, split))
     if holds_lists(root):

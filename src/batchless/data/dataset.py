@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 from torch import Tensor
 
 from batchless.data.cifar import find_cifar, open_cifar
-from batchless.data.folders import held_out_folder, open_folders
+from batchless.data.folders import existing_folder, held_out_folder, open_folders
 from batchless.data.handwriting import handwriting
 from batchless.data.idx import holds_idx, open_idx
 
@@ -55,10 +55,7 @@ def open_images(root: str | Path | None, split: Literal["train", "test"]) -> Ima
         raise ValueError(f"split={split!r}: there are 'train' and 'test'")
     if root is None:
         return handwriting(split)
-    root = Path(root).expanduser()
-    if not root.is_dir():
-        what = "is not a folder" if root.exists() else "does not exist"
-        raise ValueError(f"{root} {what}; name a folder that holds {'; or '.join(LAYOUTS)}")
+    root = existing_folder(root, holding=LAYOUTS)
     if cifar := find_cifar(root):
         return open_cifar(cifar, split)
     if holds_idx(root):

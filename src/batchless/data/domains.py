@@ -13,6 +13,7 @@ from batchless.data.domain_lists import find_lists, open_list
 from batchless.data.domain_npz import find_npz, open_npz
 from batchless.data.domain_split import DomainImages, of_classes, stratified_part
 from batchless.data.fed_isic2019 import fed_isic2019_domains, find_fed_isic2019, open_fed_isic2019
+from batchless.data.folders import existing_folder
 
 Split = Literal["train", "test"]
 
@@ -86,10 +87,7 @@ def _openers(root: str | Path | None, split: Split) -> dict[str, Callable[[], Do
     if root is None:
         embedded = digit_domains(split)
         return {name: partial(DomainImages, images=images, is_split=True) for name, images in embedded.items()}
-    root = Path(root).expanduser()
-    if not root.is_dir():
-        what = "is not a folder" if root.exists() else "does not exist"
-        raise ValueError(f"{root} {what}; name a folder that holds {'; or '.join(DOMAIN_LAYOUTS)}")
+    root = existing_folder(root, holding=DOMAIN_LAYOUTS)
     if path := find_fed_isic2019(root):
         return {name: partial(open_fed_isic2019, path, name, split) for name in fed_isic2019_domains(path)}
     if names := find_npz(root):

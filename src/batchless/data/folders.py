@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -49,6 +50,15 @@ class FolderImages:
     def source(self, index: int) -> str:
         """The path of the file."""
         return self.files[index][0]
+
+
+def existing_folder(root: str | Path, *, holding: Sequence[str]) -> Path:
+    """The folder `root`, which may begin with `~`; ValueError with what it could hold if there is no such folder."""
+    root = Path(root).expanduser()
+    if not root.is_dir():
+        what = "is not a folder" if root.exists() else "does not exist"
+        raise ValueError(f"{root} {what}; name a folder that holds {'; or '.join(holding)}")
+    return root
 
 
 def held_out_folder(root: Path) -> Path | None:

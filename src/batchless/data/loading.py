@@ -6,9 +6,9 @@ random state of torch, numpy and Python is neither read nor changed.
 """
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from random import Random
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -66,13 +66,7 @@ def batches(
         ValueError: an argument out of range, at once; naming the image when its turn comes, if it cannot be read or if its
             label is not one of the classes; a worker was killed.
     """
-    for name, value, least in (("image_size", image_size, 1), ("workers", workers, 0)):
-        if value < least:
-            raise ValueError(f"{name}={value}: give {least} or more")
-    if resize_to is not None and resize_to < image_size:
-        raise ValueError(
-            f"resize_to={resize_to}: the square cut out of it has image_size={image_size}; give that or more"
-        )
+    check_sizes(image_size=image_size, workers=workers, resize_to=resize_to)
     if mix is not None and len(dataset) < 2:
         raise ValueError("mix: there is no other image to blend with in a dataset of 1; train without mixup and cutmix")
     check_micro_batches(micro_batches, len(dataset))
@@ -86,7 +80,18 @@ def batches(
         mix=mix,
         resize_to=resize_to,
     )
-    return in_workers(loader, micro_batches, workers) if workers else map(loader.batch, micro_batches)
+    return prepared(loader.batch, micro_batches, workers)
+
+
+def check_sizes(*, image_size: int, workers: int, resize_to: int | None) -> None:
+    """ValueError naming the setting that is out of range."""
+    for name, value, least in (("image_size", image_size, 1), ("workers", workers, 0)):
+        if value < least:
+            raise ValueError(f"{name}={value}: give {least} or more")
+    if resize_to is not None and resize_to < image_size:
+        raise ValueError(
+            f"resize_to={resize_to}: the square cut out of it has image_size={image_size}; give that or more"
+        )
 
 
 def check_micro_batches(micro_batches: Sequence[Sequence[int]], length: int) -> None:
@@ -101,7 +106,7 @@ def check_micro_batches(micro_batches: Sequence[Sequence[int]], length: int) -> 
             )
 
 
-class _Batches(Dataset["tuple[Tensor, Tensor] | str"]):
+class _Batches:
     """Batches by their lists of indices; what a worker process holds."""
 
     def __init__(
@@ -121,7 +126,7 @@ class _Batches(Dataset["tuple[Tensor, Tensor] | str"]):
         self.mix, self.resize_to = mix, resize_to
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        images, labels = self._images(indices), torch.tensor([self._label(index) for index in indices])
+        images, labels = self._images(indices), torch.tensor([checked_label(self.dataset, index) for index in indices])
         if self.mix is None:
             return images, labels
         targets = F.one_hot(labels, len(self.dataset.classes)).float()
@@ -132,15 +137,8 @@ class _Batches(Dataset["tuple[Tensor, Tensor] | str"]):
                 # The partner as it looks when its own turn comes in this epoch.
                 images[position] = mixed(images[position], self._images([partner])[0], blend)
                 targets[position] *= blend.share
-                targets[position, self._label(partner)] += 1 - blend.share
+                targets[position, checked_label(self.dataset, partner)] += 1 - blend.share
         return images, targets
-
-    def __getitem__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor] | str:
-        try:
-            return self.batch(indices)
-        except ValueError as error:
-            # DataLoader would wrap an exception in the worker's traceback: the message travels as a value instead.
-            return str(error)
 
     def _images(self, indices: Sequence[int]) -> Tensor:
         images = normalized(torch.stack([self._square(index) for index in indices]), self.mean_std)
@@ -168,9 +166,6 @@ class _Batches(Dataset["tuple[Tensor, Tensor] | str"]):
         """Random numbers of a sample that leave those of its augmentation as they are."""
         return Random(f"{purpose}/{self.seed}/{self.epoch}/{index}")
 
-    def _label(self, index: int) -> int:
-        return checked_label(self.dataset, index)
-
 
 class Labelled(Protocol):
     """What datasets of images and of clips have in common."""
@@ -197,20 +192,41 @@ def checked_label(dataset: Labelled, index: int) -> int:
     return label
 
 
-def in_workers(loader: "Dataset[Batch | str]", micro_batches: Sequence[Sequence[int]], workers: int) -> Iterator[Batch]:
-    """`loader[indices]` for each micro-batch, in order, made in processes of their own that end with the iterator.
+def prepared(
+    make: Callable[[Sequence[int]], Batch], micro_batches: Sequence[Sequence[int]], workers: int
+) -> Iterator[Batch]:
+    """`make(indices)` for each micro-batch, in order; the values do not depend on who makes them.
 
     Args:
-        loader: gives a batch for a list of indices, or the text of the ValueError that this is to raise.
+        make: a function that processes can be given.
         micro_batches: the lists.
-        workers: how many processes.
+        workers: processes of their own that make them and end with the iterator; 0: this one.
 
     Raises:
-        ValueError: as the loader says, or a worker was killed.
+        ValueError: as `make` says, or a worker was killed.
     """
+    return _in_workers(make, micro_batches, workers) if workers else map(make, micro_batches)
+
+
+class _Told(Dataset["Batch | str"], Generic[Batch]):
+    """A batch, or the text of the ValueError: DataLoader would wrap an exception in the worker's traceback."""
+
+    def __init__(self, make: Callable[[Sequence[int]], Batch]) -> None:
+        self.make = make
+
+    def __getitem__(self, indices: Sequence[int]) -> Batch | str:
+        try:
+            return self.make(indices)
+        except ValueError as error:
+            return str(error)
+
+
+def _in_workers(
+    make: Callable[[Sequence[int]], Batch], micro_batches: Sequence[Sequence[int]], workers: int
+) -> Iterator[Batch]:
     # With a generator of its own, DataLoader leaves the global random state alone; nothing here draws from its seeds.
     items = DataLoader(
-        loader,
+        _Told(make),
         batch_size=None,
         sampler=micro_batches,
         num_workers=workers,

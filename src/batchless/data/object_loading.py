@@ -9,11 +9,10 @@ from random import Random
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, Mask
 
-from batchless.data.loading import epoch_order, in_workers
+from batchless.data.loading import epoch_order, prepared
 from batchless.data.objects import AnnotatedImage, DetectionImages
 
 
@@ -119,12 +118,10 @@ def object_batches(
             is damaged; a worker was killed.
     """
     loader = _Samples(dataset, seed=seed, epoch=epoch, augment=augment, masks=masks)
-    if workers:
-        return in_workers(loader, micro_batches, workers)
-    return map(loader.batch, micro_batches)
+    return prepared(loader.batch, micro_batches, workers)
 
 
-class _Samples(Dataset["list[Sample] | str"]):
+class _Samples:
     """Batches by their lists of indices; what a worker process holds."""
 
     def __init__(
@@ -134,12 +131,6 @@ class _Samples(Dataset["list[Sample] | str"]):
 
     def batch(self, indices: Sequence[int]) -> list[Sample]:
         return [self._sample(index) for index in indices]
-
-    def __getitem__(self, indices: Sequence[int]) -> list[Sample] | str:
-        try:
-            return self.batch(indices)
-        except ValueError as error:
-            return str(error)
 
     def _sample(self, index: int) -> Sample:
         known = self.dataset.images[index]

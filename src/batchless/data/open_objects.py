@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from batchless.data.coco import coco_files, open_coco
+from batchless.data.folders import existing_folder
 from batchless.data.objects import DetectionImages
 from batchless.data.scattered_digits import scattered_digits
 from batchless.data.voc import find_voc, open_voc
@@ -22,10 +23,7 @@ def open_objects(root: str | Path | None, split: Literal["train", "test"]) -> De
     """
     if root is None:
         return scattered_digits(split)
-    root = Path(root).expanduser()
-    if not root.is_dir():
-        what = "is not a folder" if root.exists() else "does not exist"
-        raise ValueError(f"{root} {what}; name a folder that holds {'; or '.join(DETECTION_LAYOUTS)}")
+    root = existing_folder(root, holding=DETECTION_LAYOUTS)
     if coco_files(root):
         return open_coco(root, split)
     if voc := find_voc(root):

@@ -72,18 +72,20 @@ def evaluate_checkpoint(config: EvaluateConfig) -> dict[str, Any]:
     trained = load_trained(config.checkpoint, config.device)
     if trained.config.task == "detect":
         result = evaluate_detector(trained, config.data.root, workers=config.data.workers, device=config.device)
-        if config.out is not None:
-            write_text(Path(config.out), strict_json(result, indent=1))
-        return result
+    else:
+        result = _evaluate_classifier(trained, config)
+    if config.out is not None:
+        write_text(Path(config.out), strict_json(result, indent=1))
+    return result
+
+
+def _evaluate_classifier(trained: Trained, config: EvaluateConfig) -> dict[str, Any]:
     root = trained.config.data.root if config.data.root is None else config.data.root
     measure = _of_clips if trained.config.task == "video" else _of_images
     labels, found, measured = measure(trained, root, config)
     predicted = found.predicted.tolist()
     figures = {"checkpoint": str(trained.path), "root": root, "images": len(labels), **measured}
-    result = figures | by_class(labels, predicted, trained.classes)
-    if config.out is not None:
-        write_text(Path(config.out), strict_json(result, indent=1))
-    return result
+    return figures | by_class(labels, predicted, trained.classes)
 
 
 _Measured = tuple[list[int], PerImage, dict[str, float]]
