@@ -6,15 +6,15 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from batchless.nn import standardize_weight
+from batchless.nn import WSConv2d, standardize_weight, standardized
 from bench.formulas import authors_standardized, timm_standardized
 from bench.timing import Clock, Comparison, Contestant, Target, interleave
 
 REPEATS = 120
 
 TARGETS = (
-    Target(of="batchless", base="timm", at_most=0.5),
-    Target(of="batchless", base="authors", at_most=0.12),
+    Target(of="batchless, in a step", base="timm", at_most=0.5),
+    Target(of="batchless, in a step", base="authors", at_most=0.12),
 )
 
 _FUSED = 5
@@ -30,6 +30,7 @@ def comparisons(
     gradients = [1e-3 * torch.randn_like(weight) for weight in weights]
     room = [torch.empty_like(weight) for weight in weights]
     contestants = {
+        "batchless, in a step": in_a_step(weights, gradients),
         "batchless": forward_backward(standardize_weight, weights, gradients),
         "batchless, preset authors": forward_backward(
             lambda weight: standardize_weight(weight, "authors"), weights, gradients
@@ -51,10 +52,14 @@ def comparisons(
 
 
 def resnet50_weights(seed: int) -> list[Tensor]:
-    """The weights of torchvision's ResNet-50 with random values, as leaves that require a gradient."""
+    """The weights of torchvision's ResNet-50 with random values of deviation 1, as leaves that require a gradient.
+
+    With that deviation the pullback is a projection: `in_a_step` may apply it to the same gradient again and again.
+    """
     torch.manual_seed(seed)
     model = torchvision.models.resnet50()
-    return [module.weight.detach().requires_grad_() for module in model.modules() if isinstance(module, nn.Conv2d)]
+    kernels = [module.weight for module in model.modules() if isinstance(module, nn.Conv2d)]
+    return [standardize_weight(kernel).detach().requires_grad_() for kernel in kernels]
 
 
 def forward_backward(
@@ -67,6 +72,23 @@ def forward_backward(
         torch.autograd.backward(outputs, gradients)
         for weight in weights:
             weight.grad = None
+
+    return run
+
+
+def in_a_step(weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> Contestant:
+    """What `accumulate` adds to an optimizer step: all `W_hat` at its begin, the gradients of all W at its end."""
+    layers = nn.ModuleList(WSConv2d(weight.shape[1], *weight.shape[:1], weight.shape[2:]) for weight in weights)
+    for layer, weight in zip(layers, weights, strict=True):
+        layer.weight = nn.Parameter(weight.detach())
+    gradients = [gradient.clone() for gradient in gradients]
+
+    def run() -> None:
+        with standardized(layers):
+            for layer, gradient in zip(layers, gradients, strict=True):
+                layer.shared_weight.grad = gradient
+        for layer in layers:
+            layer.weight.grad = None
 
     return run
 

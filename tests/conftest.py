@@ -7,6 +7,10 @@ import hypothesis
 import pytest
 import torch
 
+from batchless.nn import WSConv2d
+from batchless.nn.reparameterized import Reparameterized
+from batchless.nn.standardized_rows import WrittenRows
+
 torch.set_num_threads(1)
 
 hypothesis.settings.register_profile("batchless", deadline=None, derandomize=True, database=None, max_examples=25)
@@ -26,3 +30,38 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the real data sets in {folder} (set BATCHLESS_DATA to their folder)")
     return folder
+
+
+@pytest.fixture
+def computed_weights(monkeypatch) -> list[int]:
+    """The address of W for each time that a `W_hat` was computed from it, in either of the two ways there are."""
+    seen: list[int] = []
+    for kind in _kinds_below(Reparameterized):
+        if "reparameterized_weight" in vars(kind):
+            monkeypatch.setattr(kind, "reparameterized_weight", _noted(seen, kind.reparameterized_weight))
+    write = WrittenRows.write
+
+    def noted_write(rule, rows, out):
+        seen.append(rows.data_ptr())
+        return write(rule, rows, out)
+
+    monkeypatch.setattr(WrittenRows, "write", noted_write)
+    layer = WSConv2d(2, 2, 3)
+    layer.effective_weight()
+    assert seen == [layer.weight.data_ptr()], "so the list does note"
+    seen.clear()
+    return seen
+
+
+def _noted(seen, compute):
+    def noted(self):
+        seen.append(self.weight.data_ptr())
+        return compute(self)
+
+    return noted
+
+
+def _kinds_below(kind):
+    for below in kind.__subclasses__():
+        yield below
+        yield from _kinds_below(below)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from batchless.nn.standardized_rows import RowStandardization
 from batchless.nn.weight_matrix import fan_in
 
 
@@ -34,11 +35,8 @@ class KeptWeight:
         """Whether nothing is kept."""
         return self._leaf is None
 
-    def hold(self, weight: Tensor) -> Tensor:
-        """A leaf tensor with the values of `weight`, in the memory of the last one where that fits."""
-        if not weight.requires_grad:
-            self._leaf = None
-            return weight
+    def room(self, weight: Tensor) -> Tensor:
+        """A leaf tensor laid out as `weight`, of any values: the last one where that fits."""
         leaf = self._leaf
         if leaf is None or (leaf.shape, leaf.stride(), leaf.dtype, leaf.device) != (
             weight.shape,
@@ -46,11 +44,16 @@ class KeptWeight:
             weight.dtype,
             weight.device,
         ):
-            self._leaf = leaf = weight.detach().clone().requires_grad_()
-        else:
-            with torch.no_grad():
-                leaf.copy_(weight)
+            self._leaf = leaf = torch.empty_like(weight, requires_grad=True)
         return leaf
+
+    def hold(self, weight: Tensor) -> Tensor:
+        """A leaf tensor with the values of `weight`; `weight` itself, and nothing is kept, where no gradient is wanted."""
+        if not weight.requires_grad:
+            self._leaf = None
+            return weight
+        with torch.no_grad():
+            return self.room(weight).copy_(weight)
 
 
 class Reparameterized(nn.Module):
@@ -76,6 +79,10 @@ class Reparameterized(nn.Module):
     @abstractmethod
     def reparameterized_weight(self) -> Tensor:
         """`W_hat`, computed from the parameters, in the shape and dtype of `weight`."""
+
+    @abstractmethod
+    def row_map(self) -> RowStandardization | None:
+        """What `reparameterized_weight` does to each row of the weight, if that is one map with a constant factor."""
 
     def effective_weight(self) -> Tensor:
         """`W_hat`: the shared one inside `batchless.standardized`, else computed now."""

@@ -13,7 +13,8 @@ from batchless.nn.reparameterized import (
     Reparameterized,
     require_fan_in,
 )
-from batchless.nn.weight_standardization import resolve_preset, standardize_weight
+from batchless.nn.standardized_rows import RowStandardization
+from batchless.nn.weight_standardization import resolve_preset, row_standardization, standardize_weight
 
 
 class ScaledWeightStandardized(Reparameterized):
@@ -66,8 +67,7 @@ class ScaledWeightStandardized(Reparameterized):
 
     def reparameterized_weight(self) -> Tensor:
         """The standardized weight times `gamma * gain / sqrt(I)`."""
-        positions = math.prod(self.stride) if self.transposed else 1
-        scale = self.gamma * (self.weight_fan_in() / positions) ** -0.5
+        scale = self._scale()
         return standardize_weight(
             self.weight,
             self.preset,
@@ -76,6 +76,15 @@ class ScaledWeightStandardized(Reparameterized):
             transposed=self.transposed,
             groups=self.groups,
         )
+
+    def row_map(self) -> RowStandardization | None:
+        """The preset's rule times `gamma / sqrt(I)`, where it is one fused map and no gain is learned."""
+        rule = resolve_preset(self.preset, eps=self.eps)
+        return None if self.gain is not None else row_standardization(rule, self.weight_fan_in(), self._scale())
+
+    def _scale(self) -> float:
+        positions = math.prod(self.stride) if self.transposed else 1
+        return float(self.gamma * (self.weight_fan_in() / positions) ** -0.5)
 
 
 class ScaledWSConv1d(ScaledWeightStandardized, ConvForward, nn.Conv1d):

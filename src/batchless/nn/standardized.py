@@ -8,6 +8,7 @@ from torch import nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from batchless.nn.reparameterized import Reparameterized
+from batchless.nn.standardized_rows import WrittenRows
 
 
 @contextmanager
@@ -57,16 +58,56 @@ def standardized(model: nn.Module) -> Iterator[None]:
             layer.shared_weight = None
 
 
-def _share(layer: Reparameterized) -> GradientEdge | None:
-    """Let `layer` use one `W_hat`; the end of its graph, whose own copy of the values is freed here."""
-    weight = layer.reparameterized_weight()
-    layer.shared_weight = layer.kept_weight.hold(weight)
-    return get_gradient_edge(weight) if weight.requires_grad else None
+Origin = GradientEdge | WrittenRows | None
+"""How a shared `W_hat` hangs on W: by autograd's graph, by rows written at once, or not at all (no gradient wanted)."""
 
 
-def _pull_back(layer: Reparameterized, edge: GradientEdge | None) -> None:
+def _share(layer: Reparameterized) -> Origin:
+    """Let `layer` use one `W_hat`; how it hangs on W. Of its values there is one copy."""
+    weight = layer.weight
+    rule = layer.row_map() if _writes_rows(layer) else None
+    if rule is not None:
+        layer.shared_weight = room = layer.kept_weight.room(weight)
+        with torch.no_grad():
+            return WrittenRows.write(rule, weight.flatten(1), room.flatten(1))
+    made = layer.reparameterized_weight()
+    layer.shared_weight = layer.kept_weight.hold(made)
+    return get_gradient_edge(made) if made.requires_grad else None
+
+
+def _writes_rows(layer: Reparameterized) -> bool:
+    """Whether W's rows lie one after the other in the processor's memory, and nobody asks to see its gradient pass.
+
+    An accelerator does not gain: a kernel for each chunk costs more there than memory that is read twice.
+    """
+    weight = layer.weight
+    return (
+        type(weight) is nn.Parameter
+        and weight.requires_grad
+        and torch.is_grad_enabled()
+        and weight.device.type == "cpu"
+        and weight.dtype in (torch.float32, torch.float64)
+        and weight.is_contiguous()
+        and not layer.transposed
+        and not weight._backward_hooks
+        and not weight._post_accumulate_grad_hooks
+        and not torch.compiler.is_compiling()
+    )
+
+
+def _pull_back(layer: Reparameterized, origin: Origin) -> None:
     shared = layer.shared_weight
     assert shared is not None
     gradient, shared.grad = shared.grad, None  # frees it layer by layer, not all at the end
-    if edge is not None and gradient is not None:
-        torch.autograd.backward(edge, gradient)
+    if origin is None or gradient is None:
+        return
+    if isinstance(origin, GradientEdge):
+        torch.autograd.backward(origin, gradient)
+        return
+    # The gradient of W takes the memory of that of W_hat.
+    gradient = gradient.detach().contiguous()
+    origin.pull_back(gradient.flatten(1))
+    if layer.weight.grad is None:
+        layer.weight.grad = gradient
+    else:
+        layer.weight.grad.add_(gradient)

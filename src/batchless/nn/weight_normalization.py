@@ -74,6 +74,9 @@ class NormalizedWeight(Reparameterized):
             self.weight, self.gain, centred=self.centred, transposed=self.transposed, groups=self.groups
         )
 
+    def row_map(self) -> None:
+        """None: rows are divided by their norm, and the gain is learned."""
+
 
 class WeightNormalized(NormalizedWeight):
     """Abstract: `W_hat_i = gain_i * W_i / ||W_i||`; the gain starts at the norm, so the layer's function is unchanged."""

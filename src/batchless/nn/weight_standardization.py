@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from batchless.nn.precision import at_least_float32
@@ -15,6 +14,7 @@ from batchless.nn.reparameterized import (
     Reparameterized,
     require_fan_in,
 )
+from batchless.nn.standardized_rows import RowStandardization, from_first
 from batchless.nn.weight_matrix import fan_in, from_matrix, to_matrix
 
 EpsPlacement = Literal["inside", "outside", "clamp"]
@@ -113,72 +113,25 @@ def standardize_weight(
         raise ValueError(f"cannot standardize a weight of shape {tuple(weight.shape)}: its fan-in is 1; leave it plain")
     rows = to_matrix(weight, transposed=transposed, groups=groups)
     rows = rows.to(at_least_float32(rows.dtype))
-    standardized = _divide_inside(rows, rule, scale) if rule.placement == "inside" else _divide(rows, rule, scale)
+    fused = row_standardization(rule, inputs, scale)
+    standardized = _divide(rows, rule, scale) if fused is None else fused(rows)
     return from_matrix(standardized, weight, transposed=transposed, groups=groups).to(weight.dtype)
 
 
-def _divide_inside(rows: Tensor, rule: StandardizationPreset, scale: float | Tensor) -> Tensor:
-    outputs, inputs = rows.shape
+def row_standardization(
+    rule: StandardizationPreset, inputs: int, scale: float | Tensor = 1.0
+) -> RowStandardization | None:
+    """The preset's rule for rows of `inputs` values as one fused map; None where eps is not added to the variance."""
+    if rule.placement != "inside":
+        return None
     # (W - mu) / sqrt(k var + eps) = k^-1/2 (W - mu) / sqrt(var + eps / k), with k = I / (I - 1) if unbiased.
     correction = inputs / (inputs - 1) if rule.unbiased else 1.0
-    factor = scale * correction**-0.5
-    eps = rule.eps / correction
-    per_row: Tensor | None = None
-    if isinstance(factor, Tensor):
-        per_row = factor.to(rows.dtype)
-    elif factor != 1.0:
-        per_row = rows.new_full((outputs,), factor)
-    elif not torch.compiler.is_compiling():
-        standardized: Tensor = _StandardizeRows.apply(rows, eps)[0]
-        return standardized
-    return F.group_norm(_from_first(rows).unsqueeze(0), outputs, per_row, eps=eps).squeeze(0)
-
-
-class _StandardizeRows(torch.autograd.Function):
-    """`(W - mu) / sqrt(var + eps)` per row, by the two fastest fused kernels there are for it.
-
-    Forward: group normalization of a single "sample" whose groups are the rows; backward: that of layer normalization, which
-    is the same map. Measured by `python -m bench weights`: each is faster in its direction than the other's own, the pair
-    takes under half the time of timm's batch_norm form (which leaves 1e-5 in a row of equal values besides), and three
-    separate reductions take ten times as long. The backward is differentiable again.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(rows: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        outputs, inputs = rows.shape
-        normalized, mean, rstd = torch.ops.aten.native_group_norm(rows, None, None, 1, outputs, inputs, outputs, eps)
-        return normalized, mean.view(outputs, 1), rstd.view(outputs, 1)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        rows, _ = inputs
-        _, mean, rstd = output
-        ctx.mark_non_differentiable(mean, rstd)
-        ctx.save_for_backward(rows, mean, rstd)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor, *unused: Tensor) -> tuple[Tensor, None]:
-        rows, mean, rstd = ctx.saved_tensors
-        found = torch.ops.aten.native_layer_norm_backward(
-            gradient.contiguous(), rows, [rows.shape[1]], mean, rstd, None, None, [True, False, False]
-        )
-        return found[0], None
-
-
-def _from_first(rows: Tensor) -> Tensor:
-    """Each row minus its first weight, which changes no result but makes a row of equal values exactly 0.
-
-    Without it the rounding of the mean, divided by a tiny deviation, comes out as anything up to 1. The first weight needs no
-    gradient, because the result does not depend on it.
-    """
-    return rows - rows[:, :1].detach()
+    return RowStandardization(eps=rule.eps / correction, factor=scale * correction**-0.5)
 
 
 def _divide(rows: Tensor, rule: StandardizationPreset, scale: float | Tensor) -> Tensor:
     inputs = rows.shape[1]
-    rows = _from_first(rows)
+    rows = from_first(rows)
     centred = rows - rows.mean(1, keepdim=True)
     # vector_norm has gradient 0 at 0, where the square root of a variance has NaN.
     deviation = torch.linalg.vector_norm(centred, dim=1, keepdim=True) * (inputs - int(rule.unbiased)) ** -0.5
@@ -212,6 +165,10 @@ class WeightStandardized(Reparameterized):
         return standardize_weight(
             self.weight, self.preset, eps=self.eps, transposed=self.transposed, groups=self.groups
         )
+
+    def row_map(self) -> RowStandardization | None:
+        """The preset's rule, where it is one fused map."""
+        return row_standardization(resolve_preset(self.preset, eps=self.eps), self.weight_fan_in())
 
 
 class WSConv1d(WeightStandardized, ConvForward, nn.Conv1d):
