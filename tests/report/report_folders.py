@@ -98,6 +98,7 @@ def write_run(
             "seconds": 30.5,
             "images_per_second": 150.0 * images_per_forward**0.5,
             "peak_memory_bytes": 2**28 + 2**24 * images_per_forward,
+            "waiting_share": 0.5 / images_per_forward,
         }
         run.finish({"failed": failed} if failed else figures)
     if failed:

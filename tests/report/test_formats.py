@@ -43,6 +43,8 @@ def test_json_holds_the_numbers_unrounded(study):
     failed = next(cell for cell in told["cells"] if cell["mean"] is None)
     assert failed["failures"] == ["Expected more than 1 value per channel when training"] * 3
     assert told["cells"][0]["peak_memory_bytes"] is None or told["cells"][0]["peak_memory_bytes"] > 2**28
+    done = [cell for cell in told["cells"] if cell["mean"] is not None]
+    assert all(cell["waiting_share"] == pytest.approx(0.5 / cell["images_per_forward"]) for cell in done)
     assert len(told["runs"]) == 36
     assert told["conversions"][0]["layers"][1]["detail"] == "4 groups of 4"
     assert "uri" not in told["predictions"][0]["shown"][0]
@@ -58,6 +60,8 @@ def test_markdown_has_a_row_per_cell_with_the_control_named(study):
     assert len(rows) == 2 + 12
     assert len({line.count("|") for line in rows}) == 1
     assert sum("| control |" in line for line in rows) == 1
+    assert "| waiting for data |" in rows[0]
+    assert "| 25 % |" in next(line for line in rows if "| control |" in line)
     assert "| paired by seed |" in rows[3]
     assert "make demo" in text
     assert "4 groups of 4" in text

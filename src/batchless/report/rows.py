@@ -13,7 +13,16 @@ LAYERS = ("layers", "first of them", "action", "was", "now", "detail")
 
 def numbers_head(contents: Contents) -> tuple[str, ...]:
     """Return the titles of the columns of `number_rows`."""
-    figures = ("sd", "n", "images/s", "peak memory", "difference, points", "95 % interval", "interval by")
+    figures = (
+        "sd",
+        "n",
+        "images/s",
+        "waiting for data",
+        "peak memory",
+        "difference, points",
+        "95 % interval",
+        "interval by",
+    )
     return ("normalizer", "images per forward", f"{contents.table.figure.word}, %", *figures)
 
 
@@ -27,6 +36,7 @@ def number_rows(contents: Contents) -> list[tuple[str, ...]]:
             "" if cell.sd is None else f"{100 * cell.sd:.1f}",
             str(cell.n),
             _speed(cell.speed),
+            "" if cell.wait is None else f"{100 * cell.wait:.0f} %",
             _memory(cell.memory),
             *difference_texts(difference, control=cell is contents.control),
         )

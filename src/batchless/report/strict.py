@@ -119,6 +119,7 @@ def _cell(cell: Cell, difference: Difference | None) -> dict[str, Any]:
         "accuracies": cell.accuracies,
         "seeds": cell.seeds,
         "images_per_second": cell.speed,
+        "waiting_share": cell.wait,
         "peak_memory_bytes": cell.memory,
         "failures": cell.failures,
         "unfinished": cell.unfinished,

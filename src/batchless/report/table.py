@@ -24,6 +24,7 @@ class Cell(Sample):
         images_per_forward: the micro-batch.
         speeds: images per second of the runs that have an accuracy, as far as they say.
         memories: peak memory in bytes of those runs, as far as they say.
+        waits: shares of their training time in which they waited for data, as far as they say.
         failures: for each run that could not be done, why.
         unfinished: how many runs have not ended.
     """
@@ -32,6 +33,7 @@ class Cell(Sample):
     images_per_forward: int
     speeds: tuple[float, ...]
     memories: tuple[float, ...]
+    waits: tuple[float, ...]
     failures: tuple[str, ...]
     unfinished: int
 
@@ -44,6 +46,11 @@ class Cell(Sample):
     def memory(self) -> float | None:
         """Largest peak memory in bytes; None without one."""
         return max(self.memories, default=None)
+
+    @property
+    def wait(self) -> float | None:
+        """Mean share of the training time spent waiting for data; None without one."""
+        return statistics.fmean(self.waits) if self.waits else None
 
     def trouble(self) -> str:
         """Say what did not come to an accuracy: the reasons, and how many runs of how many; empty if all did."""
@@ -142,7 +149,7 @@ def comparison(runs: Sequence[Run], *, ignore: Collection[str] = ("out",)) -> Co
 
 def _cell(normalizer: str, images_per_forward: int, runs: Iterable[Run]) -> Cell:
     accuracies, seeds, failures, unfinished = [], [], [], 0
-    figures: dict[str, list[float]] = {"images_per_second": [], "peak_memory_bytes": []}
+    figures: dict[str, list[float]] = {"images_per_second": [], "peak_memory_bytes": [], "waiting_share": []}
     for run in runs:
         if run.summary is None:
             unfinished += 1
@@ -163,6 +170,7 @@ def _cell(normalizer: str, images_per_forward: int, runs: Iterable[Run]) -> Cell
         seeds=tuple(seeds),
         speeds=tuple(figures["images_per_second"]),
         memories=tuple(figures["peak_memory_bytes"]),
+        waits=tuple(figures["waiting_share"]),
         failures=tuple(failures),
         unfinished=unfinished,
     )
