@@ -52,6 +52,7 @@ def _cell(key: tuple[str, int], records: list[dict[str, Any]]) -> Cell:
         seeds=tuple(record["seed"] for record in records),
         speeds=(),  # all micro-batches of a step ran together
         memories=(),
+        waits=(),
         failures=(),
         unfinished=0,
     )
