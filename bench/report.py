@@ -59,6 +59,7 @@ def comparison_json(comparison: Comparison) -> dict[str, object]:
         "seconds": {name: list(seconds) for name, seconds in comparison.times.items()},
         "bytes_moved": dict(comparison.bytes_moved),
         "saved_bytes": dict(comparison.saved_bytes),
+        "items": comparison.items,
         "targets": [
             {
                 **dataclasses.asdict(target),
@@ -73,6 +74,7 @@ def comparison_json(comparison: Comparison) -> dict[str, object]:
 def _header(comparison: Comparison) -> tuple[str, ...]:
     columns = ("", "min ms", "median ms", "spread", "x min", "x median", "95 %")
     columns += ("GB/s",) if comparison.bytes_moved else ()
+    columns += ("images/s",) if comparison.items else ()
     return (*columns, "saved MiB", "of base") if comparison.saved_bytes else columns
 
 
@@ -87,6 +89,8 @@ def _row(comparison: Comparison, name: str) -> tuple[str, ...]:
         row += (f"{measured.minima:.3f}", f"{measured.medians:.3f}", f"{measured.low:.3f}..{measured.high:.3f}")
     if comparison.bytes_moved:
         row += (f"{comparison.bytes_moved[name] / median / 1e9:.1f}",)
+    if comparison.items:
+        row += (f"{comparison.items / median:.1f}",)
     if comparison.saved_bytes:
         saved, base = comparison.saved_bytes[name], comparison.saved_bytes[comparison.base]
         row += (f"{saved / 2**20:.1f}", f"{saved / base:.3f}")

@@ -41,6 +41,7 @@ class Comparison:
         targets: to be judged.
         bytes_moved: by contestant, what an implementation must read and write at least, where that bounds the time.
         saved_bytes: by contestant, what its forward keeps for the backward pass, where that is the question.
+        items: images or clips that each contestant goes through in a round, where images per second are the question.
     """
 
     title: str
@@ -49,6 +50,7 @@ class Comparison:
     targets: tuple[Target, ...] = ()
     bytes_moved: Mapping[str, int] = field(default_factory=dict)
     saved_bytes: Mapping[str, int] = field(default_factory=dict)
+    items: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

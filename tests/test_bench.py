@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench is run from the repository root, not installed
 
-from bench import detector, inference, norms, step, weights
+from bench import detector, inference, loading, norms, step, weights
 from bench.__main__ import main
 from bench.formulas import (
     AuthorsBatchChannelNorm,
@@ -365,3 +365,34 @@ def test_inference_leaves_no_graph():
     layer = nn.Conv2d(1, 1, 1)
     inference.forward(layer, torch.ones(1, 1, 2, 2))()
     assert layer.weight.grad is None
+
+
+@pytest.mark.parametrize(
+    ("written", "small"),
+    [
+        (loading.classification, {"files": 2, "model": "cifar_resnet8", "size": 16}),
+        (loading.detection, {"files": 2, "side": 64}),
+        (loading.video, {"files": 2, "model": "tsm:cifar_resnet8", "size": 16}),
+    ],
+    ids=["classification", "detection", "video"],
+)
+def test_loading_reads_the_files_that_are_learned_from(tmp_path, written, small):
+    workload = written(tmp_path, **small)
+    assert len(workload.files) == 2
+    found = loading.contestants(workload, seed=0)
+    assert list(found) == ["forward and backward", "load", "of it: decode"]
+    found["forward and backward"]()
+    images = found["of it: decode"]()
+    assert len(images) == 2
+    assert all(len(image) for image in images)
+    for file in workload.files:
+        file.write_bytes(b"not an image")
+    with pytest.raises(ValueError, match=workload.files[0].stem):
+        found["load"]()
+
+
+def test_images_per_second_are_those_of_the_median():
+    comparison = Comparison(title="two", base="slow", times={"fast": (0.01,) * 8, "slow": (0.04,) * 8}, items=2)
+    rows = [line.split() for line in comparison_lines(comparison)]
+    assert [row[-1] for row in rows if row and row[0] in ("fast", "slow")] == ["200.0", "50.0"]
+    assert "images/s" in rows[2]
