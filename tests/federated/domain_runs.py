@@ -16,6 +16,7 @@ from torch import Tensor
 
 from batchless.federated import FederateConfig, FederatedDataSettings, ServerSettings
 from batchless.federated.client import CLIENT_OPTIMIZER
+from batchless.federated.privacy import PrivacySettings
 from batchless.runs import load_checkpoint, read_run
 from batchless.train import OptimizerSettings
 
@@ -30,6 +31,14 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "standalone": {},
     "centralized": {},
     "fedadam": {"algorithm": "fedavg", "server": ServerSettings(name="fedadam", learning_rate=0.02), "fraction": 0.6},
+    "private clients": {
+        "algorithm": "fedavg",
+        "normalizer": "gn",
+        "server": ServerSettings(name="fedadam", learning_rate=0.02),
+        "fraction": 0.6,
+        "privacy": PrivacySettings(level="client", clip_norm=0.1, noise_multiplier=0.5),
+    },
+    "private images": {"algorithm": "fedwon", "privacy": PrivacySettings(level="sample", noise_multiplier=0.5)},
 }
 """Three clients in each domain, so a round has nine: a block of eight and one more; 60 % of them are five."""
 

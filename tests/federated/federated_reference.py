@@ -91,3 +91,25 @@ def proximal_steps(
             for parameter, g in zip(parameters, gradient, strict=True):
                 parameter -= learning_rate * g
     return largest
+
+
+def clipped_mean(
+    start: Sequence[float], changes: Sequence[Sequence[float]], *, clip_norm: float, expected_clients: float
+) -> list[float]:
+    """arXiv 1710.06963: w + sum_k min(1, S / ||d_k||) d_k / (q W), without noise."""
+    result = list(start)
+    for change in changes:
+        norm = math.sqrt(math.fsum(d * d for d in change))
+        for i, d in enumerate(change):
+            result[i] += min(1.0, clip_norm / norm) * d / expected_clients
+    return result
+
+
+def noised_gradient(gradients: Sequence[Sequence[float]], *, clip_norm: float, expected_images: float) -> list[float]:
+    """arXiv 1607.00133, algorithm 1, without noise: sum_i g_i / max(1, ||g_i|| / C), over the expected size of a lot."""
+    result = [0.0] * len(gradients[0])
+    for gradient in gradients:
+        norm = math.sqrt(math.fsum(g * g for g in gradient))
+        for i, g in enumerate(gradient):
+            result[i] += g / max(1.0, norm / clip_norm) / expected_images
+    return result

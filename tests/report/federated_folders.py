@@ -58,6 +58,7 @@ def write_federated_run(
     validates: bool = True,
     failed: str | None = None,
     left_out: int = 0,
+    epsilon: float | None = None,
     partition: dict[str, object] | None = None,
     config: dict[str, object] | None = None,
 ) -> Path:
@@ -97,6 +98,7 @@ def write_federated_run(
                     "loss": 2.3 / round_,
                     "bytes": 8 * sent * round_,
                     "left_out": gone,
+                    **({} if epsilon is None else {"epsilon": epsilon * round_ / rounds}),
                 }
             )
             share = 1 - math.exp(-3 * round_ / rounds)

@@ -54,6 +54,7 @@ def test_json_holds_the_numbers_unrounded(study):
     assert [method["clients_left_out"] for method in told["methods"]] == [0, 1, 0, 0]
     assert told["methods"][0]["bytes"] == 8 * 56_876_840 * 20
     assert told["methods"][3]["failures"] == ["client 2: loss is not finite"]
+    assert told["privacy"] == []
     assert told["left_out"] == [
         {
             "method": "fedbn (bn)",
@@ -271,3 +272,17 @@ def test_hostile_names_are_text_everywhere(tmp_path):
 def test_the_page_is_written(tmp_path, study):
     write_page(tmp_path / "new" / "report.html", study, **SAID)
     assert (tmp_path / "new" / "report.html").read_text("utf-8").startswith("<!doctype html>")
+
+
+def test_what_privacy_cost_is_in_every_format(tmp_path):
+    settings = {"level": "client", "clip_norm": 0.5, "noise_multiplier": 1.5, "delta": 1e-3}
+    folders = [write_federated_run(tmp_path / "plain", config={"privacy": {**settings, "level": "none"}})]
+    folders.append(write_federated_run(tmp_path / "private", config={"privacy": settings}, epsilon=4.25))
+    runs = [read_run(folder) for folder in folders]
+    (row,) = strict(render_json(runs, **SAID))["privacy"]
+    assert row["method"] == "fedavg (bn, privacy.level=client)"
+    assert list(row.values())[1:] == ["0", "clients", "0.5", "1.5", "4.25", "0.001"]
+    markdown = render_markdown(runs, **SAID)
+    assert "## Differential privacy" in markdown
+    assert "| clients | 0.5 | 1.5 | 4.25 | 0.001 |" in markdown
+    assert "of the networks only, not of the figures on this page" in render_page(runs, **SAID)

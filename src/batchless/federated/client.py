@@ -1,17 +1,23 @@
 """The client's side of a round: local training on the one network of this process."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from batchless.data import Augment, ChannelStatistics, ImageDataset
 from batchless.federated.algorithms import Algorithm, Centralized, FedProx, FixBN
+from batchless.federated.client_privacy import clipped
 from batchless.federated.partition import Client, Federation
+from batchless.federated.privacy import PrivacySettings
+from batchless.federated.sample_privacy import drawn_steps, noised, per_image_gradients
 from batchless.federated.server import ServerState, require_usable
 from batchless.federated.sharing import tensor_kinds
 from batchless.federated.update import ClientFailedError, Update
@@ -24,6 +30,8 @@ CLIENT_OPTIMIZER = OptimizerSettings(
     learning_rate=0.01, momentum=0.0, nesterov=False, weight_decay=0.0, warmup=0.0, schedule="constant"
 )
 """Plain SGD at a constant rate, as FedBN's and FedWon's clients have it."""
+
+NO_PRIVACY = PrivacySettings()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +49,7 @@ class ClientSettings:
         statistics: by which images are normalized.
         seed: of everything random.
         device: where the network lives.
+        privacy: what no image, or no client, is to be told by.
     """
 
     images_per_forward: int
@@ -52,6 +61,7 @@ class ClientSettings:
     statistics: ChannelStatistics
     seed: int = 0
     device: str = "cpu"
+    privacy: PrivacySettings = NO_PRIVACY
 
     def __post_init__(self) -> None:
         for name in ("images_per_forward", "images_per_step", "local_epochs", "image_size"):
@@ -127,7 +137,8 @@ def train_client(
 
     A function of its arguments but `model`, whose tensors are overwritten: every random number comes from
     (seed, round, client). No step crosses epochs. A single last image joins the images before it where a forward sees more
-    than one, since batch statistics have nothing to say about one image.
+    than one, since batch statistics have nothing to say about one image. With `settings.privacy` the update is clipped
+    (`client`), or every step is one of DP-SGD (`sample`).
 
     Args:
         model: the one network of this process, on `settings.device`.
@@ -150,6 +161,8 @@ def train_client(
     except ValueError as error:
         raise ClientFailedError(client.id, str(error)) from error
     update = _update(model, client, algorithm, loss=(loss, count), images=images, seconds=time.perf_counter() - began)
+    if settings.privacy.level == "client":
+        update = clipped(update, state, clip_norm=settings.privacy.clip_norm, client=client.id)
     require_usable(update, state, client=client.id)
     return update
 
@@ -180,33 +193,70 @@ def _train(
         clip = ProximalGradient(mu=algorithm.mu, model=model, clip=clip)
     total = torch.zeros((), dtype=torch.float64, device=settings.device)
     samples: int | Tensor = 0
-    seen, in_all = 0, len(client.train) * settings.local_epochs
-    for epoch in range(settings.local_epochs):
-        steps = _steps(data.order(epoch), settings)
-        batches = iter(data.train(epoch, [part for step in steps for part in step]))
-        for step_parts in steps:
-            images = sum(map(len, step_parts))
-            share = (state.round + (seen + images / 2) / in_all) / state.planned_rounds
-            for group in optimizer.param_groups:
-                group["lr"] = settings.optimizer.learning_rate_at(share, images_per_step=settings.images_per_step)
-            torch.manual_seed(Random(f"step/{seed}/{seen}").getrandbits(63))  # what the model itself draws
-            with accumulate(model, optimizer, clip=clip, process_group=None) as step:
-                for _ in step_parts:
-                    batch = task.to(next(batches), settings.device)
-                    loss, count = task.loss(model, batch)
-                    mean = loss / (max(count, 1) if isinstance(count, int) else count.clamp_min(1))
-                    step.backward(mean, samples=count, images=task.images(batch))
-                    total += loss.detach()
-                    samples = samples + count
-            seen += images
+    seen = 0
+    with per_image_gradients(model) if settings.privacy.level == "sample" else nullcontext():
+        for epoch in range(settings.local_epochs):
+            steps = _steps(data, epoch, settings, words=(state.round, client.id))
+            batches = iter(data.train(epoch, [part for step in steps for part in step]))
+            for number, step_parts in enumerate(steps):
+                images = sum(map(len, step_parts))
+                if (
+                    settings.privacy.level == "sample"
+                ):  # how many images come by is random, how many steps there are is not
+                    done = (epoch + (number + 0.5) / len(steps)) / settings.local_epochs
+                else:
+                    done = (seen + images / 2) / (len(client.train) * settings.local_epochs)
+                share = (state.round + done) / state.planned_rounds
+                for group in optimizer.param_groups:
+                    group["lr"] = settings.optimizer.learning_rate_at(share, images_per_step=settings.images_per_step)
+                torch.manual_seed(Random(f"step/{seed}/{seen}").getrandbits(63))  # what the model itself draws
+                with _one_step(model, optimizer, clip, settings, (state.round, client.id, epoch, number)) as step:
+                    for _ in step_parts:
+                        batch = task.to(next(batches), settings.device)
+                        loss, count = task.loss(model, batch)
+                        mean = loss / (max(count, 1) if isinstance(count, int) else count.clamp_min(1))
+                        step.backward(mean, samples=count, images=task.images(batch))
+                        total += loss.detach()
+                        samples = samples + count
+                seen += images
     if not bool(total.isfinite()):
         raise ValueError("the loss became NaN or infinite: lower the learning rate, or clip (adaptive_clipping=0.1)")
     return float(total), float(samples), seen
 
 
-def _steps(order: Sequence[int], settings: ClientSettings) -> list[list[Sequence[int]]]:
+def _one_step(
+    model: nn.Module, optimizer: Optimizer, clip: Clip | None, settings: ClientSettings, words: Sequence[object]
+) -> AbstractContextManager[Any]:
+    """The context of an optimizer step; its value has `backward`."""
+    if settings.privacy.level != "sample":
+        return accumulate(model, optimizer, clip=clip, process_group=None)
+    return noised(
+        model,
+        optimizer,
+        settings.privacy,
+        images_per_step=settings.images_per_step,
+        clip=clip,
+        words=words,
+        seed=settings.seed,
+    )
+
+
+def _steps(
+    data: ImageData, epoch: int, settings: ClientSettings, *, words: Sequence[object]
+) -> list[list[Sequence[int]]]:
     """The micro-batches of each step of an epoch."""
-    return [list(_pieces(step, settings.images_per_forward)) for step in _pieces(order, settings.images_per_step)]
+    steps: Iterable[Sequence[int]]
+    if settings.privacy.level == "sample":
+        steps = drawn_steps(
+            settings.privacy,
+            len(data.train_images),
+            images_per_step=settings.images_per_step,
+            words=(*words, epoch),
+            seed=settings.seed,
+        )
+    else:
+        steps = _pieces(data.order(epoch), settings.images_per_step)
+    return [list(_pieces(step, settings.images_per_forward)) for step in steps]
 
 
 def _pieces(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:

@@ -16,6 +16,7 @@ from batchless.federated.algorithms import (
 )
 from batchless.federated.client import CLIENT_OPTIMIZER, ClientSettings
 from batchless.federated.data_settings import FederatedDataSettings, given
+from batchless.federated.privacy import PrivacySettings
 from batchless.tasks import DataSettings, TrainConfig
 from batchless.tasks.config import made_from
 from batchless.train import OptimizerSettings
@@ -79,7 +80,7 @@ class FederateConfig:
         mu: of fedprox; None: 0.01.
         freeze_after: of fixbn: share of the rounds; None: 0.5.
         unseen: of fedbn and silobn: how clients without layers of their own are evaluated; None: reestimate.
-        weighting: of clients in the mean: images or equal.
+        weighting: of clients in the mean: images or equal; always equal with privacy.
         server: what the server makes of the mean.
         model: `digits_cnn_32`, `fedbn_alexnet`, `cifar_resnet<depth>`, `torchvision:<name>`, `timm:<name>`, ...
         normalizer: such as bn, gn+ws; None: the algorithm's own, none+sws for fedwon, else bn.
@@ -103,6 +104,7 @@ class FederateConfig:
         data: which images, and who has them.
         optimizer: of the clients, made anew each round.
         flower: settings of that engine.
+        privacy: differential privacy of clients or of their images.
     """
 
     kind: Literal["federate"] = KIND
@@ -134,6 +136,7 @@ class FederateConfig:
     data: FederatedDataSettings = field(default_factory=FederatedDataSettings)
     optimizer: OptimizerSettings = CLIENT_OPTIMIZER
     flower: FlowerSettings = field(default_factory=FlowerSettings)
+    privacy: PrivacySettings = field(default_factory=PrivacySettings)
 
     def __post_init__(self) -> None:
         self.resolved_normalizer()
@@ -173,15 +176,20 @@ class FederateConfig:
                 "unseen_domains are evaluated by the server, which under flower needs their data (flower.server_has_data) "
                 "and a network (not standalone)"
             )
+        if self.privacy.level == "sample" and not self.flower.server_has_data:
+            raise ValueError(
+                "privacy.level=sample accounts by how many images each client has, which a server without data does not know: "
+                "set flower.server_has_data, or privacy.level=client"
+            )
         if not self.flower.server_has_data and not (self.data.domains and self.data.classes):
             raise ValueError("a server without data has to be told data.domains and data.classes")
 
     def parsed_algorithm(self) -> Algorithm:
         """The algorithm with its settings."""
         own = {"mu": self.mu, "freeze_after": self.freeze_after, "unseen": self.unseen}
-        return parse_algorithm(
-            self.algorithm, server=given(asdict(self.server)), weighting=self.weighting, **given(own)
-        )
+        # How many images a client has is its own secret: a weight by it would have to be clipped and noised too.
+        weighting = self.weighting if self.privacy.level == "none" else "equal"
+        return parse_algorithm(self.algorithm, server=given(asdict(self.server)), weighting=weighting, **given(own))
 
     def resolved_normalizer(self) -> str:
         """The canonical name of the network's normalizer."""
@@ -203,6 +211,7 @@ class FederateConfig:
             statistics=self.data.statistics(),
             seed=self.seed,
             device=device,
+            privacy=self.privacy,
         )
 
     def network_config(self) -> TrainConfig:
@@ -248,6 +257,7 @@ class FederateConfig:
             "optimizer": OptimizerSettings,
             "server": ServerSettings,
             "flower": FlowerSettings,
+            "privacy": PrivacySettings,
         }
         values = dict(plain)
         if values.pop("kind", None) != KIND:

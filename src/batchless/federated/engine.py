@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from batchless.federated.algorithms import Algorithm
 from batchless.federated.client import ClientSettings, participants, train_client
+from batchless.federated.client_privacy import ClientNoise
 from batchless.federated.evaluation import evaluate_round
 from batchless.federated.partition import Client, Federation
 from batchless.federated.server import ServerState, aggregate
@@ -128,6 +129,7 @@ def run_round(
     min_clients: int,
     should_stop: ShouldStop,
     on_client: OnClient,
+    noise: ClientNoise | None = None,
 ) -> tuple[ServerState, Update]:
     """One round: the next state, and the sum of what the clients have brought.
 
@@ -140,6 +142,7 @@ def run_round(
         min_clients: as many must not fail.
         should_stop: asked after each client.
         on_client: called after each client.
+        noise: what the server adds, to hide which clients took part; then nobody, or fewer than `min_clients`, may be chosen.
 
     Raises:
         ValueError: too few clients are left.
@@ -155,14 +158,15 @@ def run_round(
 
     update = sum_in_blocks(watched())
     left = len(chosen) - len(update.left_out)
-    if left < min_clients:
+    if left < (min_clients if noise is None else min(min_clients, len(chosen))):
         reasons = "; ".join(f"client {each.client}: {each.reason}" for each in update.left_out[:3])
         more = "; .." if len(update.left_out) > 3 else ""
         raise ValueError(
             f"round {state.round + 1}: {left} of {len(chosen)} clients left, min_clients is {min_clients} ({reasons}{more})"
         )
     kinds, trainable = tensor_kinds(workplace.model), trainable_tensors(workplace.model)
-    return aggregate(update, state, workplace.algorithm, kinds, trainable), update
+    means = None if noise is None else noise.mean(update, state)
+    return aggregate(update, state, workplace.algorithm, kinds, trainable, means=means), update
 
 
 def sum_in_blocks(updates: Iterable[Update]) -> Update:

@@ -18,6 +18,7 @@ from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 
 from batchless.federated.algorithms import Centralized
+from batchless.federated.client_privacy import require_clipped
 from batchless.federated.engine import Figures, Locals
 from batchless.federated.evaluation import mean_over_clients
 from batchless.federated.experiment import resume_federation, run_federation
@@ -168,6 +169,9 @@ class FlowerEngine:
         sums, counters = received_sums(values, answer.update.weight)
         update = replace(answer.update, sums=sums, counters=counters)
         require_usable(update, state, client=client)
+        privacy = self.order.config.privacy
+        if privacy.level == "client":  # the noise hides what lies within the bound, whoever computed it
+            require_clipped(update, state, clip_norm=privacy.clip_norm, client=client)
         return replace(update, local={client: kept_elsewhere(state.round + 1)}) if state.initial else update
 
     def figures(self, state: ServerState, locals: Locals) -> Figures:

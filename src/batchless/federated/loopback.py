@@ -274,7 +274,7 @@ def _progress(config: FederateConfig) -> RoundProgress | None:
     rounds = [line for line in lines if line["kind"] == "round"]
     if not rounds:
         return None
-    figures = {name: float(rounds[-1][name]) for name in ("loss",)}
+    figures = {name: float(rounds[-1][name]) for name in ("loss", "epsilon") if name in rounds[-1]}
     figures["left_out"] = float(sum(line["left_out"] for line in rounds))
     for line in lines:
         if line["kind"] == "test" and line["domain"] == MEAN:

@@ -7,9 +7,12 @@ import torch
 
 from batchless.data import open_domains
 from batchless.data.memory import TensorImages
+from batchless.federated.accounting import require_opacus
 from batchless.federated.config import FederateConfig
 from batchless.federated.engine import Workplace
 from batchless.federated.partition import Client, Federation, partition
+from batchless.federated.privacy import explain_privacy, require_private
+from batchless.federated.sample_privacy import per_image_gradients
 from batchless.federated.sampling import sampled_clients
 from batchless.federated.server import ServerState, initial_state
 from batchless.federated.sharing import explain
@@ -46,17 +49,21 @@ class Prepared:
     notes: tuple[str, ...]
 
     def clients_per_round(self) -> int:
-        """How many take part in each."""
+        """How many take part in each; with privacy of clients, how many are expected (rounded, at least one)."""
         number = len(self.workplace.clients())
         return len(sampled_clients(number, fraction=self.config.fraction, seed=0, round=1))
 
     def explanation(self) -> str:
         """Which network, how many clients, which tensors are shared, and which stay with the clients."""
-        return (
+        privacy = explain_privacy(
+            self.config.privacy, clients=len(self.workplace.clients()), fraction=self.config.fraction
+        )
+        explained = (
             f"{self.config.model} with {self.conversion.normalizer}: {len(self.conversion.replaced)} layers replaced\n"
             f"{len(self.workplace.clients())} clients, {self.clients_per_round()} in a round\n"
             f"{explain(self.workplace.algorithm, self.workplace.model)}"
         )
+        return f"{explained}\n{privacy}" if privacy else explained
 
 
 def open_federation(config: FederateConfig) -> Federation:
@@ -118,6 +125,8 @@ def prepare(config: FederateConfig, *, device: str) -> Prepared:
         ValueError: data, model or settings that cannot be used.
     """
     require_device(device)
+    if config.privacy.level != "none":
+        require_opacus()
     prepared = prepare_for(config, open_federation(config), device=device)
     if config.min_clients > (count := prepared.clients_per_round()):
         raise ValueError(
@@ -138,6 +147,11 @@ def prepare_for(config: FederateConfig, federation: Federation, *, device: str) 
         raise ValueError(
             f"{config.model} has nothing that {conversion.normalizer} replaces: choose a network with BatchNorm, or bn"
         )
+    require_private(config.privacy, algorithm, model)
+    if config.privacy.level == "sample":
+        require_opacus()
+        with per_image_gradients(model):  # says what it cannot do
+            pass
     return Prepared(
         config=config,
         workplace=Workplace(

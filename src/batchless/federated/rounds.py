@@ -1,15 +1,19 @@
 """All rounds of a run: train, sum, save, evaluate, and tell about it."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
+from batchless.federated.accounting import epsilon, steps_of
 from batchless.federated.algorithms import Centralized
+from batchless.federated.client_privacy import ClientNoise
 from batchless.federated.config import FederateConfig
 from batchless.federated.engine import Engine, Figures, Workplace, run_round
+from batchless.federated.privacy import sampled_by_coins
 from batchless.federated.sampling import sampled_clients
 from batchless.federated.server import ServerState
 from batchless.federated.state import Progress, checkpoint_state
@@ -86,9 +90,16 @@ class Rounds:
     domains: Figures = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        config = self.config
         self.number = len(self.workplace.clients())
         self.in_round = len(self._chosen(1))
         self.saved = self.state.round
+        self.noise: ClientNoise | None = None
+        if config.privacy.level == "client":
+            expected = config.fraction * self.number
+            self.noise = ClientNoise(privacy=config.privacy, expected_clients=expected, seed=config.seed)
+        done = range(1, self.state.round + 1) if config.privacy.level == "sample" else ()
+        self.taken = Counter(client for round in done for client in self._chosen(round))
 
     def run_all(self) -> dict[str, Any]:
         """Do what is left, and return the summary.
@@ -113,11 +124,30 @@ class Rounds:
                 self._save()
 
     def _chosen(self, round: int) -> tuple[int, ...]:
-        return sampled_clients(self.number, fraction=self.config.fraction, seed=self.config.seed, round=round)
+        config, privacy = self.config, self.config.privacy
+        if privacy.level == "client":
+            generator = privacy.generator("clients", round, seed=config.seed)
+            return sampled_by_coins(self.number, probability=config.fraction, generator=generator)
+        return sampled_clients(self.number, fraction=config.fraction, seed=config.seed, round=round)
+
+    def _spent(self) -> dict[str, float]:
+        """What the rounds done have told at most: a function of the round, so that resuming needs no state."""
+        config, privacy = self.config, self.config.privacy
+        if privacy.level == "client":
+            found = epsilon(privacy, [(config.fraction, self.state.round)])
+        elif privacy.level == "sample":
+            clients, size = self.workplace.clients(), config.images_per_step
+            rates = {client: steps_of(len(clients[client].train), images_per_step=size) for client in self.taken}
+            uses = [(q, steps * config.local_epochs * self.taken[client]) for client, (q, steps) in rates.items()]
+            found = epsilon(privacy, uses)
+        else:
+            found = None
+        return {} if found is None else {"epsilon": found, "delta": privacy.delta}
 
     def _round(self) -> None:
         started = time.perf_counter()
         chosen = self._chosen(self.state.round + 1)
+        self.in_round = len(chosen)
         sent = 0 if isinstance(self.workplace.algorithm, Centralized) else _bytes(self.state.shared)
         self.state, update = run_round(
             self.engine,
@@ -128,11 +158,16 @@ class Rounds:
             min_clients=self.config.min_clients,
             should_stop=self.should_stop if self.stops_within_rounds else never_stop,
             on_client=lambda done, of: self._show(self.state.round + 1, done),
+            noise=self.noise,
         )
+        if self.config.privacy.level == "sample":
+            self.taken.update(chosen)
         self.locals.update(update.local)
         progress = self.progress
         progress.images += update.images
-        progress.bytes += sent * (2 * len(chosen) - len(update.left_out))
+        # Clipped values are in float64, twice as much as what they were made of.
+        back = sent if self.noise is None else 2 * sent
+        progress.bytes += sent * len(chosen) + back * (len(chosen) - len(update.left_out))
         progress.left_out += len(update.left_out)
         progress.seconds += time.perf_counter() - started
         self._log_round(update)
@@ -140,7 +175,9 @@ class Rounds:
     def _log_round(self, update: Update) -> None:
         progress, round = self.progress, self.state.round
         losses = [named["loss"] for named in update.metrics.values()]
-        loss = sum(total for total, _ in losses) / max(sum(count for _, count in losses), 1)
+        if losses:  # with privacy of clients nobody may have come
+            self.figures["loss"] = sum(total for total, _ in losses) / max(sum(count for _, count in losses), 1)
+        spent = self._spent()
         for each in update.left_out:
             self.run.log({"kind": "left_out", "round": round, "client": each.client, "reason": each.reason})
         self.run.log(
@@ -149,13 +186,15 @@ class Rounds:
                 "round": round,
                 "images": progress.images,
                 "seconds": progress.seconds,
-                "loss": loss,
+                **({"loss": self.figures["loss"]} if losses else {}),
                 "bytes": progress.bytes,
                 "left_out": len(update.left_out),
+                **spent,
             }
         )
-        self.figures["loss"] = loss
         self.figures["left_out"] = progress.left_out
+        if spent:
+            self.figures["epsilon"] = spent["epsilon"]
         self._show(round, self.in_round)
 
     def _evaluation_due(self) -> bool:
@@ -227,6 +266,7 @@ class Rounds:
             "images_per_second": progress.images / progress.seconds,
             "bytes": progress.bytes,
             "left_out": progress.left_out,
+            **self._spent(),
             "peak_memory_bytes": peak_memory_bytes(self.workplace.settings.device),
         }
 

@@ -51,7 +51,13 @@ def initial_state(model: nn.Module, algorithm: Algorithm, planned_rounds: int) -
 
 @torch.no_grad()
 def aggregate(
-    update: Update, state: ServerState, algorithm: Algorithm, kinds: Mapping[str, Kind], trainable: Collection[str]
+    update: Update,
+    state: ServerState,
+    algorithm: Algorithm,
+    kinds: Mapping[str, Kind],
+    trainable: Collection[str],
+    *,
+    means: Mapping[str, Tensor] | None = None,
 ) -> ServerState:
     """The state after the round that `update` is the sum of; nothing is changed in place.
 
@@ -64,19 +70,20 @@ def aggregate(
         algorithm: its server optimizer.
         kinds: of the network's tensors (`tensor_kinds`).
         trainable: the names of the trainable ones (`trainable_tensors`).
+        means: of the float tensors, float64, where they are not the weighted ones: noised (`ClientNoise.mean`).
 
     Raises:
-        ValueError: no client is left in the update.
+        ValueError: no client is left in the update, and no means are given.
     """
-    if not update.weight > 0:
+    if means is None and not update.weight > 0:
         raise ValueError(f"no client is left in round {state.round + 1}: nothing to average{_reasons(update)}")
     shared: dict[str, Tensor] = {}
     moments: dict[str, Mapping[str, Tensor]] = {}
     for name, before in state.shared.items():
         if kinds[name] == "counter":
-            shared[name] = update.counters[name].clone()
+            shared[name] = update.counters.get(name, before).clone()
             continue
-        mean = update.sums[name] / update.weight
+        mean = update.sums[name] / update.weight if means is None else means[name]
         if name in trainable:
             known = {key: value.double() for key, value in state.server_optimizer.get(name, {}).items()}
             mean, new = algorithm.server.step(before, mean, known)

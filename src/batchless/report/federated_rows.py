@@ -1,6 +1,6 @@
 """The numbers of federated runs as texts, row by row: what the HTML page and the Markdown have in common."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from batchless.report.difference import Difference
 from batchless.report.federated_contents import FederatedContents
@@ -39,6 +39,7 @@ RUNS = (
 )
 CURVES = ("method", "seed", "tests", "first", "best", "last")
 CONVERGENCE = ("method", "runs that got there", "rounds", "images", "communicated")
+PRIVACY = ("method", "seed", "protected", "clipped to", "noise multiplier", "epsilon", "delta")
 LEFT_OUT = ("method", "seed", "client", "reason", "rounds")
 HOLDERS = ("domain", "clients", "training images per client", "classes per client", "validation images", "test images")
 
@@ -139,6 +140,29 @@ def convergence_rows(contents: FederatedContents) -> list[tuple[str, ...]]:
         )
         for one in contents.convergence
     ]
+
+
+def privacy_rows(contents: FederatedContents) -> list[tuple[str, ...]]:
+    """Return one row of `PRIVACY` per run with differential privacy, as far as it has come."""
+    rows: list[tuple[str, ...]] = []
+    for method in contents.table.methods:
+        for run in method.runs:
+            privacy = run.config.get("privacy")
+            if not isinstance(privacy, Mapping) or privacy.get("level") not in ("client", "sample"):
+                continue
+            told = [number(line.get("epsilon")) for line in run.metrics if line.get("kind") == "round"]
+            spent = next((value for value in reversed(told) if value is not None), None)
+            rows.append(
+                (
+                    method.name,
+                    str(run.config.get("seed", "")),
+                    "clients" if privacy["level"] == "client" else "images",
+                    *(f"{number(privacy.get(key)) or 0.0:g}" for key in ("clip_norm", "noise_multiplier")),
+                    "none given" if spent is None else f"{spent:.3g}",
+                    f"{number(privacy.get('delta')) or 0.0:g}",
+                )
+            )
+    return rows
 
 
 def left_out_rows(contents: FederatedContents) -> list[tuple[str, ...]]:

@@ -20,7 +20,7 @@ Moment = Literal["last", "chosen"]
 MOMENTS: Mapping[Moment, str] = {"last": "last round", "chosen": "round chosen by validation"}
 WITHOUT_EFFECT = ("out", "workers", "checkpoint_rounds", "tensorboard")
 """Configuration keys that change where and how fast a run is, not what comes out."""
-_METHOD = ("algorithm", "mu", "freeze_after", "unseen", "server")
+_METHOD = ("algorithm", "mu", "freeze_after", "unseen", "server", "privacy")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,6 +66,8 @@ def _federated(contents: FederatedContents) -> list[str]:
         parts += ["## Convergence", markdown_text(contents.level_text)]
         parts.append(_table(federated_rows.CONVERGENCE, federated_rows.convergence_rows(contents)))
         parts.append(_table(federated_rows.CURVES, federated_rows.curve_rows(contents)))
+    if privacy := federated_rows.privacy_rows(contents):
+        parts += ["## Differential privacy", _table(federated_rows.PRIVACY, privacy)]
     if contents.left_out:
         parts += ["## Clients left out", _table(federated_rows.LEFT_OUT, federated_rows.left_out_rows(contents))]
     for partition in contents.partitions:

@@ -9,7 +9,7 @@ from typing import Any
 from batchless.report.contents import Contents
 from batchless.report.difference import Difference
 from batchless.report.federated_contents import FederatedContents
-from batchless.report.federated_rows import LEFT_OUT
+from batchless.report.federated_rows import LEFT_OUT, PRIVACY, privacy_rows
 from batchless.report.federated_table import Method, Moment
 from batchless.report.gather import Report, gather
 from batchless.report.pictures import Gallery
@@ -72,6 +72,7 @@ def _federated(contents: FederatedContents) -> dict[str, Any]:
         "methods": [_method(contents, method) for method in contents.table.methods],
         "level_percent": contents.level,
         "convergence": [asdict(one) for one in contents.convergence],
+        "privacy": [dict(zip(PRIVACY, line, strict=True)) for line in privacy_rows(contents)],
         "left_out": [dict(zip(LEFT_OUT, line, strict=True)) for line in contents.left_out],
         "partitions": [asdict(partition) for partition in contents.partitions],
         "runs": [_run(run) for run in contents.runs],
