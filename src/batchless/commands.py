@@ -181,16 +181,25 @@ def demo(config: DemoConfig, command: str) -> int:
 
     console = Console()
     started = time.perf_counter()
-    total = len(config.runs())
-    console.print(f"{total} runs of {config.train.images} images each, {config.train.model}", markup=False)
+    trained, federated = config.runs(), config.federated_runs()
+    console.print(f"{len(trained)} runs of {config.train.images} images each, {config.train.model}", markup=False)
+    if federated:
+        domains = config.federate.data.root or "the embedded domains"
+        of = f"{config.federate.rounds} rounds each over {domains}, {config.federate.model}"
+        console.print(f"{len(federated)} federated runs of {of}", markup=False)
     with _progress(console) as progress:
-        bar = progress.add_task("runs", total=total, figures="the first ones take longest")
-        page, table, findings = run_demo(
+        bar = progress.add_task("runs", total=len(trained) + len(federated), figures="the first ones take longest")
+        page, halves, findings = run_demo(
             config,
-            lambda what, done, _: progress.update(bar, completed=done, figures=what),
+            lambda what, done, _: progress.update(
+                bar, completed=round(done, 2), figures=what or "the first ones take longest"
+            ),
             commands=[command],
         )
-    console.print(table.rich(title=f"Test {table.figure.word}"))
+    if halves.trained is not None:
+        console.print(halves.trained.rich(title=f"Test {halves.trained.figure.word}"))
+    if halves.federated is not None:
+        console.print(halves.federated.rich(title="Federated: test accuracy by domain"))
     for finding in findings:
         console.print(f"- {finding}", markup=False, highlight=False)
     console.print(f"{time.perf_counter() - started:.0f} s; report: {page.resolve()}", markup=False, highlight=False)

@@ -36,6 +36,20 @@ class Buggy(TensorImages):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Hanging(TensorImages):
+    """They cannot be read for minutes, until the file `unblocked` is there; the first attempt makes it."""
+
+    unblocked: str
+
+    def image(self, index: int) -> Tensor:
+        if not os.path.exists(self.unblocked):
+            with open(self.unblocked, "x"):
+                pass
+            time.sleep(600)
+        return super().image(index)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Slow(TensorImages):
     """A client that others overtake."""
 

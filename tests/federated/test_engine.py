@@ -4,6 +4,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import odd_images
 import pytest
@@ -51,8 +52,8 @@ def begin(place: Workplace) -> ServerState:
     return initial_state(place.model, place.algorithm, 3)
 
 
-def odd(kind: type, id: int) -> Client:
-    return replace(client(id), train=kind(**vars(images(6, seed=id))))
+def odd(kind: type, id: int, **given: Any) -> Client:
+    return replace(client(id), train=kind(**vars(images(6, seed=id)), **given))
 
 
 def states_equal(first: ServerState, second: ServerState) -> bool:
@@ -193,6 +194,36 @@ def test_a_worker_that_dies_costs_its_client_only():
     assert states_equal(after, again)
     alive = {worker.process.pid for worker in engine.workers}
     assert not alive, "the workers have ended with the engine"
+
+
+def test_a_client_that_hangs_costs_its_part_of_one_round(tmp_path):
+    """It is named, its process replaced, and the others' bits are those of a round that it failed in at once."""
+    place = workplace(client(0), odd(odd_images.Hanging, 1, unblocked=str(tmp_path / "file")), client(2), client(3))
+    state = begin(place)
+    without = workplace(client(0), odd(odd_images.Unreadable, 1), client(2), client(3))
+    expected, _ = one_round(LocalEngine(workplace=without), without, state)
+    with WorkerEngine(place, state, count=2, threads=1, timeout=6.0) as engine:
+        before = {worker.process.pid for worker in engine.workers}
+        after, brought = one_round(engine, place, state)
+        assert [(left.client, left.reason) for left in brought.left_out] == [(1, "did not answer within 6 seconds")]
+        assert len({worker.process.pid for worker in engine.workers} - before) == 1
+        again, whole = one_round(engine, place, after)
+    assert states_equal(after, expected)
+    assert not whole.left_out
+    assert states_equal(again, one_round(LocalEngine(workplace=place), place, after)[0])
+
+
+def test_an_evaluation_that_hangs_ends_the_run_with_a_message(tmp_path):
+    place = workplace(client(0), client(1))
+    hanging = odd(odd_images.Hanging, 0, unblocked=str(tmp_path / "file")).train
+    place = replace(place, federation=replace(place.federation, tests={"dark": hanging}))
+    state = begin(place)
+    message = "evaluation of dark failed: did not answer within 3 seconds; give more client_timeout"
+    with (
+        WorkerEngine(place, state, count=1, threads=1, timeout=3.0) as engine,
+        pytest.raises(ValueError, match=message),
+    ):
+        engine.figures(state, {})
 
 
 def test_too_few_clients_left_is_one_line_with_the_reasons():

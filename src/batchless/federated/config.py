@@ -88,6 +88,9 @@ class FederateConfig:
         clients_per_domain: how many share a domain's images.
         fraction: of the clients that take part in a round.
         min_clients: of a round's clients, so many must not fail.
+        client_timeout: seconds that a client has for a round, and a domain for its evaluation; a client that takes longer is
+            left out and its process replaced, under torchrun (where that is not possible) the run stops. None: no limit.
+            Under flower it is flower.round_timeout.
         local_epochs: of each client in a round.
         images_per_forward: the micro-batch; None: images_per_step.
         images_per_step: what one optimizer step of a client sees.
@@ -120,6 +123,7 @@ class FederateConfig:
     clients_per_domain: int = 1
     fraction: float = 1.0
     min_clients: int = 1
+    client_timeout: float | None = None
     local_epochs: int = 1
     images_per_forward: int | None = None
     images_per_step: int = 32
@@ -158,6 +162,8 @@ class FederateConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be 1 or more, got {value}")
+        if self.client_timeout is not None and not self.client_timeout > 0:
+            raise ValueError(f"client_timeout is in seconds and must be above 0, got {self.client_timeout}")
         self._check_engine()
 
     def _check_engine(self) -> None:
@@ -165,6 +171,8 @@ class FederateConfig:
             raise ValueError(f"engine must be processes or flower, got {self.engine!r}")
         if self.engine != "flower":
             return
+        if self.client_timeout is not None:
+            raise ValueError("client_timeout is of engine=processes: under flower set flower.round_timeout")
         if self.unseen == "mean":
             raise ValueError("unseen=mean needs all clients' layers, which stay with them under flower: use reestimate")
         if self.checkpoint_rounds != 1:

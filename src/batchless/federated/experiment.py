@@ -11,7 +11,7 @@ from torch import Tensor
 from batchless.federated.config import FederateConfig
 from batchless.federated.engine import Engine, LocalEngine, torch_threads
 from batchless.federated.preparation import Prepared, new_folder, prepare
-from batchless.federated.ranks import Ended, RankEngine
+from batchless.federated.ranks import Ended, RankEngine, UnresponsiveError
 from batchless.federated.rounds import OnRound, Rounds, show_nothing
 from batchless.federated.server import ServerState
 from batchless.federated.state import Progress, restore
@@ -219,17 +219,21 @@ def _engine(
         return
     workers = config.worker_count(prepared.clients_per_round())
     if processes.count > 1:
-        ranks = RankEngine(workplace, state, processes)
+        ranks = RankEngine(workplace, state, processes, timeout=config.client_timeout)
         try:
             yield ranks
+        except UnresponsiveError:
+            raise  # nobody can be told: torchrun ends the others with this process
         except TrainingStoppedError as stopped:
             ranks.end(Ended(stopped=stopped.images))
             raise
         except ValueError as error:
             ranks.end(Ended(error=str(error)))
             raise
-    elif workers > 1:
-        with WorkerEngine(workplace, state, count=workers, threads=config.threads) as spawned:
+    elif workers > 1 or config.client_timeout is not None:  # this process itself could not be replaced
+        with WorkerEngine(
+            workplace, state, count=workers, threads=config.threads, timeout=config.client_timeout
+        ) as spawned:
             yield spawned
     else:
         yield LocalEngine(workplace=workplace)

@@ -1,9 +1,11 @@
 """Clients trained by processes of this machine, each with one network; tensors travel in shared memory."""
 
+import math
 import pickle
 import shutil
 import signal
 import sys
+import time
 import traceback
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -72,6 +74,14 @@ class _Broke:
     trace: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Lost:
+    """In place of an answer: the worker is gone, and has been replaced."""
+
+    reason: str
+    fix: str
+
+
 _READY = "ready"
 
 
@@ -81,6 +91,7 @@ class _Worker:
     connection: Connection
     ready: bool = False
     order: _Train | _Evaluate | None = None
+    begun: float = 0.0
     position: int = -1
     slots: dict[int, Packed] = field(default_factory=dict)
     free: list[int] = field(default_factory=list)
@@ -106,20 +117,23 @@ class _Worker:
 class WorkerEngine:
     """An `Engine` whose clients are trained by processes started here; a context manager that ends them.
 
-    A worker that dies costs its client's part in the round, and is replaced.
+    A worker that dies, or that does not answer in time, costs its client's part in the round, and is replaced.
 
     Args:
         workplace: what each of them has.
         state: of the first round.
         count: workers.
         threads: of torch, in each.
+        timeout: seconds for a client's round or a domain's evaluation; None: no limit.
 
     Raises:
         ValueError: the machine's shared memory is too small, or workers cannot be started.
     """
 
-    def __init__(self, workplace: Workplace, state: ServerState, *, count: int, threads: int) -> None:
-        self.workplace, self.threads = workplace, threads
+    def __init__(
+        self, workplace: Workplace, state: ServerState, *, count: int, threads: int, timeout: float | None = None
+    ) -> None:
+        self.workplace, self.threads, self.timeout = workplace, threads, timeout
         _require_shared_memory(state, count)
         self.shared = Packed.of(state.shared).in_shared_memory()
         self.initial = Packed.of(state.initial)
@@ -170,7 +184,7 @@ class WorkerEngine:
                 if isinstance(answer, _Trained):
                     arrived[at] = worker.opened(answer, order.slot), worker, order.slot
                 else:
-                    arrived[at] = failed(ClientFailedError(order.client, answer)), worker, order.slot
+                    arrived[at] = failed(ClientFailedError(order.client, answer.reason)), worker, order.slot
             if position in arrived:
                 update, owner, slot = arrived.pop(position)
                 yield update
@@ -191,8 +205,8 @@ class WorkerEngine:
                     self._give(worker, _Evaluate(domain=domain, round=state.round, locals=packed), -1)
             for worker, answer in self._answers(block=True):
                 assert isinstance(worker.order, _Evaluate)
-                if isinstance(answer, str):
-                    raise ValueError(f"evaluation of {worker.order.domain} failed: {answer}; use fewer workers")
+                if isinstance(answer, _Lost):
+                    raise ValueError(f"evaluation of {worker.order.domain} failed: {answer.reason}; {answer.fix}")
                 found[worker.order.domain] = answer
                 worker.order = None
         return {domain: found[domain] for domain in federation.domains}
@@ -201,14 +215,14 @@ class WorkerEngine:
         return [worker for worker in self.workers if worker.order is None]
 
     def _give(self, worker: _Worker, order: _Train | _Evaluate, position: int) -> None:
-        worker.order, worker.position = order, position
+        worker.order, worker.position, worker.begun = order, position, time.monotonic()
         with suppress(OSError):  # it has died: `_answers` notices
             worker.connection.send(order)
 
     def _answers(self, *, block: bool) -> Iterator[tuple[_Worker, Any]]:
-        """What busy workers have answered; for one that has died, what has happened, after it was replaced."""
+        """What busy workers have answered; for one that has died or is late, what has happened, after it was replaced."""
         by_connection = {worker.connection: worker for worker in self.workers}
-        for connection in wait(list(by_connection), timeout=None if block else 0):
+        for connection in wait(list(by_connection), timeout=self._patience() if block else 0):
             assert isinstance(connection, Connection)
             worker = by_connection[connection]
             try:
@@ -216,14 +230,33 @@ class WorkerEngine:
             except (OSError, EOFError):
                 how = self._replace(worker)
                 if worker.order is not None:
-                    yield worker, how
+                    yield worker, _Lost(reason=f"its process ended ({how})", fix="use fewer workers")
                 continue
             if answer == _READY:
-                worker.ready = True
+                worker.ready, worker.begun = True, time.monotonic()
             elif isinstance(answer, _Broke):
                 raise ValueError(answer.message) if answer.mistake else RuntimeError(answer.trace)
             else:
                 yield worker, answer
+        for worker in list(self.workers):
+            if self._left(worker) <= 0 and not worker.connection.poll():
+                worker.process.kill()
+                self._replace(worker)
+                yield (
+                    worker,
+                    _Lost(reason=f"did not answer within {self.timeout:g} seconds", fix="give more client_timeout"),
+                )
+
+    def _left(self, worker: _Worker) -> float:
+        """Seconds that a worker may still take; infinity for one that has nothing to do or has not begun."""
+        if self.timeout is None or worker.order is None or not worker.ready:
+            return math.inf
+        return worker.begun + self.timeout - time.monotonic()
+
+    def _patience(self) -> float | None:
+        """Seconds until the first worker is late; None: that cannot happen."""
+        least = min(map(self._left, self.workers))
+        return None if least == math.inf else max(least, 0.0)
 
     def _replace(self, worker: _Worker) -> str:
         worker.connection.close()
@@ -236,7 +269,7 @@ class WorkerEngine:
                 "or use workers=1"
             )
         self.workers[self.workers.index(worker)] = self._started()
-        return f"its process ended ({how})"
+        return how
 
     def _started(self) -> _Worker:
         # Forked from a server that has imported all this once; elsewhere each imports it, which takes seconds.

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 MEAN = "mean"
 Moment = Literal["last", "chosen"]
 MOMENTS: Mapping[Moment, str] = {"last": "last round", "chosen": "round chosen by validation"}
-WITHOUT_EFFECT = ("out", "workers", "checkpoint_rounds", "tensorboard")
-"""Configuration keys that change where and how fast a run is, not what comes out."""
+WITHOUT_EFFECT = ("out", "workers", "client_timeout", "checkpoint_rounds", "tensorboard")
+"""Configuration keys that change where and how fast a run is, not what comes out; clients that were late are told of."""
 _METHOD = ("algorithm", "mu", "freeze_after", "unseen", "server", "privacy")
 
 

@@ -1,0 +1,2 @@
+from batchless.demo.config import DemoConfig as DemoConfig
+from batchless.demo.run import run_demo as run_demo
