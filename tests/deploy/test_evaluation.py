@@ -7,7 +7,8 @@ from rich.console import Console
 
 from batchless.data import first_images, open_images
 from batchless.deploy import EvaluateConfig, evaluate_checkpoint, evaluation_tables, predict_images
-from batchless.deploy.evaluation import EvaluationData, by_class, with_classes
+from batchless.deploy.classification import by_class, with_classes
+from batchless.deploy.evaluation import EvaluationData
 from batchless.tasks import DataSettings, TrainConfig, load_trained, run_training
 from small_data import CLASSES, write_idx, write_pictures
 
@@ -124,7 +125,7 @@ def test_an_unreadable_image_is_named(checkpoint, pictures):
 
 def shown(**figures) -> str:
     file = io.StringIO()
-    totals = {"accuracy": 2 / 3, "loss": 0.5, "images": 3, "root": "[red]data"}
+    totals = {"task": "classify", "accuracy": 2 / 3, "loss": 0.5, "images": 3, "root": "[red]data"}
     Console(width=120, file=file).print(evaluation_tables(totals | figures))
     return file.getvalue()
 

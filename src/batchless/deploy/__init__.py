@@ -8,9 +8,9 @@ from batchless.deploy.export import Exported as Exported
 from batchless.deploy.export import export_checkpoint as export_checkpoint
 from batchless.deploy.folded import Folded as Folded
 from batchless.deploy.folded import load_folded as load_folded
-from batchless.deploy.prediction import PredictConfig as PredictConfig
-from batchless.deploy.prediction import Prediction as Prediction
-from batchless.deploy.prediction import image_files as image_files
+from batchless.deploy.image_prediction import predict_images as predict_images
 from batchless.deploy.prediction import predict_checkpoint as predict_checkpoint
-from batchless.deploy.prediction import predict_images as predict_images
 from batchless.deploy.prediction import prediction_table as prediction_table
+from batchless.deploy.question import PredictConfig as PredictConfig
+from batchless.deploy.question import Prediction as Prediction
+from batchless.deploy.question import image_files as image_files

@@ -8,6 +8,7 @@ import torch
 from batchless.data.clip_loading import evaluated_clip
 from batchless.data.clips import ClipFiles
 from batchless.data.video_files import is_picture, is_video
+from batchless.deploy.question import PredictConfig, Prediction
 from batchless.models.video import clip_input
 from batchless.nn.standardized import standardized
 from batchless.runs.atomic import reason
@@ -35,6 +36,21 @@ def clip_paths(paths: Iterable[str | Path]) -> list[Path]:
             raise ValueError(f"{path}: neither a video file nor a picture directly in this folder; name the clips")
         found += videos
     return found
+
+
+def answer_of_clips(trained: Trained, config: PredictConfig) -> list[Prediction]:
+    """The likeliest classes of the clips asked about."""
+    found = predict_clips(
+        trained,
+        clip_paths(config.images),
+        top=config.top,
+        device=config.device,
+        pictures=None if config.pictures is None else Path(config.pictures),
+    )
+    return [
+        Prediction(file=file, error=says) if isinstance(says, str) else Prediction(file=file, classes=says)
+        for file, says in found
+    ]
 
 
 @torch.no_grad()

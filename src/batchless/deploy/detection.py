@@ -1,7 +1,7 @@
 """A trained detector at work: how good it is on test images, and what it finds in images of the user's."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from torchvision.transforms.v2 import functional
 from batchless.data.folders import read_image
 from batchless.data.objects import DetectionImages
 from batchless.data.open_objects import open_objects
+from batchless.deploy.question import FoundObject, PredictConfig, Prediction, image_files
 from batchless.models.detectors import learns_masks
 from batchless.nn.standardized import standardized
 from batchless.runs.atomic import reason
@@ -19,7 +20,7 @@ from batchless.tasks import Trained
 from batchless.tasks.detect import AveragePrecision, Detect
 from batchless.tasks.detect.average_precision import detections
 from batchless.tasks.detect.pictures import drawn, save_jpeg
-from batchless.tasks.setup import detection_data, some_objects
+from batchless.tasks.detect.setup import detection_data, some_objects
 from batchless.train import evaluate
 
 if TYPE_CHECKING:
@@ -114,19 +115,16 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class FoundObject:
-    """An object in an image.
-
-    Attributes:
-        name: of its class.
-        score: of the detection, 0 to 1.
-        box: left, top, right, bottom in pixels.
-    """
-
-    name: str
-    score: float
-    box: tuple[float, float, float, float]
+def answer_of_objects(trained: Trained, config: PredictConfig) -> list[Prediction]:
+    """The objects in the images asked about."""
+    found = find_objects(
+        trained,
+        image_files(config.images),
+        threshold=config.threshold,
+        pictures=None if config.pictures is None else Path(config.pictures),
+        device=config.device,
+    )
+    return [Prediction(file=file, objects=objects, error=error) for file, objects, error in found]
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from batchless.data.statistics import ChannelStatistics, normalized
 from batchless.deploy.folded import about, folded_bytes, folded_plain, run_folded, with_normalization
 from batchless.deploy.formats import Run, onnx_bytes, program_bytes, require_onnx, run_onnx, run_program, traced
 from batchless.deploy.images import real_squares
+from batchless.deploy.tasks import AT_WORK
 from batchless.runs.atomic import reason, replacing
 from batchless.tasks import Trained, load_trained
 
@@ -107,7 +108,7 @@ def export_checkpoint(config: ExportConfig) -> Exported:
     if config.format == "onnx":
         require_onnx()
     trained = load_trained(config.checkpoint, "cpu")
-    if trained.config.task != "classify":
+    if not AT_WORK[trained.config.task].exported:
         raise ValueError(
             f"{config.checkpoint} is a checkpoint of task={trained.config.task}: export writes classifiers; "
             "batchless.fold(model) gives any network in torch.nn layers"

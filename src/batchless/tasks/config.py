@@ -190,11 +190,10 @@ class TrainConfig:
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
         self._refuse_settings_of_other_tasks()
-        if self.task == "detect":
-            try:
-                self.data.object_augment(self.detector)
-            except ValueError as error:
-                raise ValueError(f"data.{error}") from error
+        try:
+            self.data.object_augment(self.detector)
+        except ValueError as error:
+            raise ValueError(f"data.{error}") from error
 
     def _refuse_settings_of_other_tasks(self) -> None:
         for key, tasks in _OF_ONE_TASK.items():

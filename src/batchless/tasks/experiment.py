@@ -16,7 +16,8 @@ from batchless.runs.folder import strict_json
 from batchless.surgery import ConversionReport, lean
 from batchless.surgery.dataflow import as_arguments
 from batchless.tasks.config import TrainConfig
-from batchless.tasks.setup import Setup, set_up
+from batchless.tasks.kind import Setup
+from batchless.tasks.setup import TASKS, set_up
 from batchless.tasks.trained import build_converted, build_plain, example_input
 from batchless.train import Processes, TrainingStoppedError, processes_of_torchrun
 from batchless.train.device import require_device
@@ -118,8 +119,8 @@ def _prepare(config: TrainConfig, device: str) -> _Prepared:
     model = build_plain(config, num_classes=len(setup.classes))
     notes = setup.notes
     if config.weights is not None:
-        body = model.get_submodule("backbone.body") if config.task == "detect" else model
-        notes += load_weights(body, config.weights, part=config.task == "detect")
+        body = TASKS[config.task].pretrained(model)
+        notes += load_weights(body, config.weights, part=body is not model)
     require_runs(model, example_input(config, model), config)
     model, report = build_converted(config, model)
     if not report.replaced and report.normalizer != "bn":
@@ -216,11 +217,9 @@ def require_runs(model: nn.Module, example: object, config: TrainConfig) -> None
     try:
         model(*as_arguments(example))
     except Exception as error:  # a network that was built for other images can raise anything
-        setting, size = "data.image_size", config.data.image_size
-        if config.task == "detect":
-            setting, size = "detector.shorter_side", config.detector.shorter_side
+        size, settings = TASKS[config.task].size(config)
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            f"{config.model} does not run on {size}x{size} images ({reason}): choose another {setting} or model"
+            f"{config.model} does not run on {size} images ({reason}): choose another {settings} or model"
         ) from error
     model.train()

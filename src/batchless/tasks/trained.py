@@ -9,13 +9,11 @@ import torch
 from torch import nn
 
 from batchless.data import ChannelStatistics
-from batchless.models import build_model, build_video
-from batchless.models.detectors import build_detector, detector_example
-from batchless.models.video import clip_input
 from batchless.runs import load_checkpoint, load_model_state
 from batchless.surgery import ConversionReport, convert
 from batchless.surgery.recognize import is_batch_normalization
 from batchless.tasks.config import TrainConfig
+from batchless.tasks.setup import TASKS
 from batchless.train.device import require_device
 
 
@@ -40,21 +38,12 @@ class Trained:
 
 def build_plain(config: TrainConfig, *, num_classes: int) -> nn.Module:
     """The run's network with plain BatchNorm and random weights."""
-    if config.task == "detect":
-        return build_detector(config.model, num_classes=num_classes, settings=config.detector)
-    if config.task == "video":
-        return build_video(config.model, num_classes=num_classes, frames=config.video.frames)
-    return build_model(config.model, num_classes=num_classes)
+    return TASKS[config.task].build(config, num_classes)
 
 
 def example_input(config: TrainConfig, model: nn.Module) -> tuple[object, ...]:
     """What `model`, the run's network, takes in evaluation, in its size: positional arguments."""
-    if config.task == "detect":
-        return detector_example()
-    size = config.data.image_size
-    if config.task == "video":
-        return (clip_input(model, torch.zeros(2, config.video.frames, 3, size, size)),)
-    return (torch.zeros(2, 3, size, size),)
+    return TASKS[config.task].example(config, model)
 
 
 def build_converted(config: TrainConfig, model: nn.Module) -> tuple[nn.Module, ConversionReport]:

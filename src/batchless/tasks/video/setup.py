@@ -1,9 +1,17 @@
 """From the settings of a run to its clips."""
 
+from typing import Any
+
+import torch
+from torch import nn
+
 from batchless.data import channel_statistics
 from batchless.data.clips import ClipDataset, MiddleFrames, first_clips, open_clips
+from batchless.models import build_video
+from batchless.models.video import clip_input
 from batchless.tasks.config import TrainConfig
-from batchless.tasks.video.classify_clips import ClipData
+from batchless.tasks.kind import Setup, TaskKind, square_size
+from batchless.tasks.video.classify_clips import ClassifyClips, ClipData
 
 _CLIPS_FOR_STATISTICS = 200
 
@@ -34,3 +42,22 @@ def limited_clips(clips: ClipDataset, count: int | None, *, seed: int, name: str
         return first_clips(clips, count, seed=seed)
     except ValueError as error:
         raise ValueError(f"data.{name}: {error}") from error
+
+
+def _set_up(config: TrainConfig) -> Setup[Any]:
+    data = open_clip_data(config)
+    task = ClassifyClips(data=data, label_smoothing=config.label_smoothing)
+    return Setup(task=task, data=data, classes=data.classes, statistics=data.statistics)
+
+
+def _build(config: TrainConfig, num_classes: int) -> nn.Module:
+    return build_video(config.model, num_classes=num_classes, frames=config.video.frames)
+
+
+def _example(config: TrainConfig, model: nn.Module) -> tuple[object, ...]:
+    size = config.data.image_size
+    return (clip_input(model, torch.zeros(2, config.video.frames, 3, size, size)),)
+
+
+VIDEO = TaskKind(set_up=_set_up, build=_build, example=_example, size=square_size)
+"""Clips."""
