@@ -3,12 +3,10 @@
 from pathlib import Path
 from typing import Literal
 
-from torchvision.datasets.folder import IMG_EXTENSIONS
-
 from batchless.data.cifar import find_cifar
 from batchless.data.dataset import open_images
 from batchless.data.domain_split import DomainImages
-from batchless.data.folders import FolderImages, held_out_folder, image_files, subfolders
+from batchless.data.folders import class_folders, held_out_folder, subfolders
 from batchless.data.idx import holds_idx
 
 
@@ -31,19 +29,5 @@ def open_domain_folder(folder: Path, split: Literal["train", "test"]) -> DomainI
     """
     if is_one_dataset(folder):
         return DomainImages(images=open_images(folder, split), is_split=True)
-    classes = subfolders(folder)
-    files: list[tuple[str, int]] = []
-    for label, name in enumerate(classes):
-        try:
-            found = image_files(folder / name)
-        except OSError as error:  # no permission, or a link that leads back to its own folder
-            raise ValueError(
-                f"{error.filename}: cannot be listed ({error.strerror}); correct or remove this folder"
-            ) from error
-        if not found:
-            raise ValueError(
-                f"{folder / name}: no image in this class folder (looked for {' '.join(IMG_EXTENSIONS)}); add images,"
-                " or leave the class out of every domain"
-            )
-        files.extend((path, label) for path in found)
-    return DomainImages(images=FolderImages(files=tuple(files), classes=classes), is_split=False)
+    images = class_folders(folder, subfolders(folder), instead="leave the class out of every domain")
+    return DomainImages(images=images, is_split=False)

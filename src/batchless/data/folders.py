@@ -77,6 +77,14 @@ def open_folders(root: Path, split: Literal["train", "test"]) -> FolderImages:
     opened. ValueError naming the folder if there are no classes, if the splits have different ones, or if one has no image.
     """
     folder, classes = split_folders(root, split)
+    return class_folders(folder, classes, instead="remove the folder from both splits")
+
+
+def class_folders(folder: Path, classes: tuple[str, ...], *, instead: str) -> FolderImages:
+    """The images in a folder for each of `classes`.
+
+    ValueError naming a class folder that cannot be listed or has no image: add some, or do what `instead` says.
+    """
     files: list[tuple[str, int]] = []
     for label, name in enumerate(classes):
         try:
@@ -88,7 +96,7 @@ def open_folders(root: Path, split: Literal["train", "test"]) -> FolderImages:
         if not found:
             raise ValueError(
                 f"{folder / name}: no image in this class folder (looked for {' '.join(IMG_EXTENSIONS)});"
-                " add images, or remove the folder from both splits"
+                f" add images, or {instead}"
             )
         files.extend((path, label) for path in found)
     return FolderImages(files=tuple(files), classes=classes)

@@ -5,7 +5,7 @@ All act on one tensor at a time and only on trainable ones; buffers are always a
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -94,11 +94,11 @@ class FedAdam:
 
     def step(self, value: Tensor, mean: Tensor, moments: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """One step of Adam."""
-        delta = mean - value
-        first, second = _moments(moments, delta, tau=self.tau)
-        first = self.beta1 * first + (1 - self.beta1) * delta
-        second = self.beta2 * second + (1 - self.beta2) * delta.square()
-        return value + self.learning_rate * first / (second.sqrt() + self.tau), {"first": first, "second": second}
+
+        def moved(second: Tensor, square: Tensor) -> Tensor:
+            return self.beta2 * second + (1 - self.beta2) * square
+
+        return _adaptive_step(self, value, mean, moments, moved)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,21 +125,30 @@ class FedYogi:
 
     def step(self, value: Tensor, mean: Tensor, moments: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """One step of Yogi."""
-        delta = mean - value
-        first, second = _moments(moments, delta, tau=self.tau)
-        first = self.beta1 * first + (1 - self.beta1) * delta
-        square = delta.square()
-        second = second - (1 - self.beta2) * square * torch.sign(second - square)
-        return value + self.learning_rate * first / (second.sqrt() + self.tau), {"first": first, "second": second}
+
+        def moved(second: Tensor, square: Tensor) -> Tensor:
+            return second - (1 - self.beta2) * square * torch.sign(second - square)
+
+        return _adaptive_step(self, value, mean, moments, moved)
 
 
 SERVER_OPTIMIZERS = (Average, FedAvgM, FedAdam, FedYogi)
 
 
-def _moments(moments: Mapping[str, Tensor], delta: Tensor, *, tau: float) -> tuple[Tensor, Tensor]:
-    if moments:
-        return moments["first"], moments["second"]
-    return torch.zeros_like(delta), torch.full_like(delta, tau * tau)
+def _adaptive_step(
+    rule: FedAdam | FedYogi,
+    value: Tensor,
+    mean: Tensor,
+    moments: Mapping[str, Tensor],
+    moved: Callable[[Tensor, Tensor], Tensor],
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """What the adaptive rules share; `moved` makes the second moment from its last value and the change's square."""
+    delta = mean - value
+    first = moments["first"] if moments else torch.zeros_like(delta)
+    second = moments["second"] if moments else torch.full_like(delta, rule.tau * rule.tau)
+    first = rule.beta1 * first + (1 - rule.beta1) * delta
+    second = moved(second, delta.square())
+    return value + rule.learning_rate * first / (second.sqrt() + rule.tau), {"first": first, "second": second}
 
 
 def _require_rates(name: str, **values: float) -> None:
