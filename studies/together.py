@@ -26,8 +26,10 @@ def together(model: nn.Module, images_per_forward: int) -> nn.Module:
     Batch normalization and estimates that move in the forward are replaced; estimates that move at a step's end, group
     normalization and convolutions do not know how many images there are. Rows come out in the order in which they went in.
 
+    Fewer images than `images_per_forward` are one smaller micro-batch, as at the end of an epoch.
+
     Raises:
-        ValueError: when training on a number of images that `images_per_forward` does not divide.
+        ValueError: when training on another number of images that `images_per_forward` does not divide.
     """
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
@@ -53,12 +55,14 @@ def _moves_in_forward(layer: nn.Module) -> bool:
 
 def _dealt(images: Tensor, size: int) -> Tensor:
     """From micro-batch after micro-batch to image n in micro-batch n mod M."""
+    size = min(size, len(images))
     if len(images) % size:
         raise ValueError(f"{len(images)} images are no whole number of micro-batches of {size}")
     return images.unflatten(0, (-1, size)).transpose(0, 1).flatten(0, 1)
 
 
 def _gathered(rows: Tensor, size: int) -> Tensor:
+    size = min(size, len(rows))
     return rows.unflatten(0, (size, -1)).transpose(0, 1).flatten(0, 1)
 
 
@@ -74,8 +78,9 @@ class _BatchNorms(nn.Module):
         if not self.training:
             output: Tensor = layer(input)
             return output
-        count = len(input) // self.size
-        rows = input.reshape(self.size, count * input.shape[1], *input.shape[2:])
+        size = min(self.size, len(input))
+        count = len(input) // size
+        rows = input.reshape(size, count * input.shape[1], *input.shape[2:])
         weight, bias = layer.weight.repeat(count), layer.bias.repeat(count)
         normalized, mean, rstd = torch.ops.aten.native_batch_norm(rows, weight, bias, None, None, True, 0.0, layer.eps)
         with torch.no_grad():
@@ -111,17 +116,17 @@ class _BatchChannelNorms(nn.Module):
     @torch.no_grad()
     def _moved_estimates(self, step: EstimatedBatchNorm, input: Tensor) -> tuple[Tensor, Tensor]:
         """What each image is normalized by, `[N, C]` twice; the buffers take the values after the last move."""
-        samples = normalize_samples(input)
-        mean, var = (value.unflatten(0, (self.size, -1)) for value in (samples.mean, samples.var()))  # [K, M, C]
+        samples, size = normalize_samples(input), min(self.size, len(input))
+        mean, var = (value.unflatten(0, (size, -1)) for value in (samples.mean, samples.var()))  # [K, M, C]
         count = mean.shape[1]
-        rates = _rates(self.size, float(step.memory), int(step.moves) if step.warmup else None, count)
+        rates = _rates(size, float(step.memory), int(step.moves) if step.warmup else None, count)
         means = _moved(step.running_mean, mean.mean(0), rates)
         before = torch.cat([step.running_mean[None], means[:-1]])
         variances = _moved(step.running_var, (var + (mean - before).square()).mean(0), rates)
         step.running_mean.copy_(means[-1])
         step.running_var.copy_(variances[-1])
         step.moves += count
-        return means.repeat(self.size, 1), variances.repeat(self.size, 1)
+        return means.repeat(size, 1), variances.repeat(size, 1)
 
 
 def _moved(start: Tensor, values: Tensor, rates: tuple[float, ...]) -> Tensor:

@@ -51,7 +51,7 @@ def trained(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, images
         "gn+ws",
     ],
 )
-@pytest.mark.parametrize("images_per_forward", [1, 2, 3])
+@pytest.mark.parametrize("images_per_forward", [1, 2, 3, 16])
 def test_one_forward_over_a_step_equals_its_micro_batches(normalizer: str, images_per_forward: int) -> None:
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(IMAGES, 3, 8, 8, generator=generator, dtype=torch.float64)
