@@ -1,4 +1,4 @@
-"""Command line of the benchmarks: `python -m bench weights|norms|step|memory|detector|inference [options]`."""
+"""Command line of the benchmarks: `python -m bench weights|norms|step|memory|detector|inference|federated [options]`."""
 
 import argparse
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from batchless.runs.environment import describe_environment
-from bench import detector, inference, memory, norms, step, weights
+from bench import detector, federated, inference, memory, norms, step, weights
 from bench.report import (
     busy_warning,
     comparison_json,
@@ -27,6 +27,7 @@ BENCHMARKS = {
     "memory": memory,
     "detector": detector,
     "inference": inference,
+    "federated": federated,
 }
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 """`cpu` leaves out the time in which others had the processor; they still take bandwidth and caches. With one thread only."""
@@ -70,7 +71,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "name",
         choices=BENCHMARKS,
         help="weights, norms: standardizing, normalizing alone; step, detector: whole optimizer steps; memory: activations; "
-        "inference: after fold",
+        "inference: after fold; federated: rounds against their steps alone",
     )
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="torch threads (1)")
     parser.add_argument(

@@ -41,6 +41,7 @@ class Comparison:
         targets: to be judged.
         bytes_moved: by contestant, what an implementation must read and write at least, where that bounds the time.
         saved_bytes: by contestant, what its forward keeps for the backward pass, where that is the question.
+        notes: what else was found, a line each.
     """
 
     title: str
@@ -49,6 +50,7 @@ class Comparison:
     targets: tuple[Target, ...] = ()
     bytes_moved: Mapping[str, int] = field(default_factory=dict)
     saved_bytes: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
