@@ -1,4 +1,4 @@
-"""Command line of the benchmarks: `python -m bench weights|norms|step|memory|detector|inference|loading [options]`."""
+"""Command line of the benchmarks: `python -m bench weights|norms|step|memory|detector|inference|loading|federated [options]`."""
 
 import argparse
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from batchless.runs.environment import describe_environment
-from bench import detector, inference, loading, memory, norms, step, weights
+from bench import detector, federated, inference, loading, memory, norms, step, weights
 from bench.report import (
     busy_warning,
     comparison_json,
@@ -28,6 +28,7 @@ BENCHMARKS = {
     "detector": detector,
     "inference": inference,
     "loading": loading,
+    "federated": federated,
 }
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 """`cpu` leaves out the time in which others had the processor; they still take bandwidth and caches. With one thread only."""
@@ -71,7 +72,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "name",
         choices=BENCHMARKS,
         help="weights, norms: standardizing, normalizing alone; step, detector: whole optimizer steps; memory: activations; "
-        "inference: after fold; loading: files against learning from them",
+        "inference: after fold; loading: files against learning from them; federated: rounds against their steps alone",
     )
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="torch threads (1)")
     parser.add_argument(

@@ -48,7 +48,7 @@ def comparison_lines(comparison: Comparison) -> list[str]:
     lines = [f"{comparison.title} ({rounds} rounds)", "", *_aligned(rows)]
     if comparison.targets:
         lines += ["", *_aligned([_target_row(comparison, target) for target in comparison.targets])]
-    return lines
+    return [*lines, "", *comparison.notes] if comparison.notes else lines
 
 
 def comparison_json(comparison: Comparison) -> dict[str, object]:
@@ -60,6 +60,7 @@ def comparison_json(comparison: Comparison) -> dict[str, object]:
         "bytes_moved": dict(comparison.bytes_moved),
         "saved_bytes": dict(comparison.saved_bytes),
         "items": comparison.items,
+        "notes": list(comparison.notes),
         "targets": [
             {
                 **dataclasses.asdict(target),

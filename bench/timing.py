@@ -42,6 +42,7 @@ class Comparison:
         bytes_moved: by contestant, what an implementation must read and write at least, where that bounds the time.
         saved_bytes: by contestant, what its forward keeps for the backward pass, where that is the question.
         items: images or clips that each contestant goes through in a round, where images per second are the question.
+        notes: what else was found, a line each.
     """
 
     title: str
@@ -51,6 +52,7 @@ class Comparison:
     bytes_moved: Mapping[str, int] = field(default_factory=dict)
     saved_bytes: Mapping[str, int] = field(default_factory=dict)
     items: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,6 @@ each cell `docs/studies/cifar10.json` gets its figures: configuration, learning 
 """
 
 import argparse
-import json
 import shutil
 import subprocess
 import sys
@@ -21,15 +20,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
-from typing import Any
 
 from batchless.runs import read_run
-from batchless.runs.atomic import write_text
+from studies.running import ended, keep, kept
 
 RESULTS = Path("docs/studies/cifar10.json")
 EPOCH = 10_000
-_WRITING = Lock()
 
 MEMORIES = (20, 200, 2000)
 """Images after which an image's weight in the estimates has fallen to 1/e: rates of 0.1, 0.01, 0.001 for 2 images."""
@@ -101,11 +97,11 @@ def main() -> int:
     """Run what is not done yet; 1 if a cell failed."""
     options = _parse()
     wanted = [cell for cell in cells() if cell.stage in options.stage]
-    todo = [cell for cell in wanted if cell.name not in _results()]
+    todo = [cell for cell in wanted if cell.name not in kept(RESULTS)]
     print(f"{len(wanted)} cells, {len(wanted) - len(todo)} done", flush=True)
     with ThreadPoolExecutor(options.processes) as pool:
-        ended = list(pool.map(lambda cell: _run(cell, options), todo))
-    return 0 if all(ended) else 1
+        done = list(pool.map(lambda cell: _run(cell, options), todo))
+    return 0 if all(done) else 1
 
 
 def _parse() -> argparse.Namespace:
@@ -119,23 +115,18 @@ def _parse() -> argparse.Namespace:
 
 def _run(cell: Cell, options: argparse.Namespace) -> bool:
     folder = options.out / cell.name
-    if _ended(folder):
+    if ended(folder):
         _keep(cell, folder)
         return True
     shutil.rmtree(folder, ignore_errors=True)
     command = cell.command(root=options.root, folder=folder)
     print(f"{cell.name}: started", flush=True)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0 or not _ended(folder):
+    if done.returncode != 0 or not ended(folder):
         print(f"{cell.name}: {done.stderr.strip()[-400:]}", flush=True)
         return False
     _keep(cell, folder)
     return True
-
-
-def _ended(folder: Path) -> bool:
-    summary = read_run(folder).summary if (folder / "config.yaml").exists() else None
-    return summary is not None and "failed" not in summary
 
 
 def _keep(cell: Cell, folder: Path) -> None:
@@ -151,15 +142,8 @@ def _keep(cell: Cell, folder: Path) -> None:
         "tests": [line for line in run.metrics if line.get("kind") == "test"],
         "machine": {key: value for key, value in run.environment.items() if key != "command"},
     }
-    with _WRITING:
-        RESULTS.parent.mkdir(parents=True, exist_ok=True)
-        results = _results() | {cell.name: record}
-        write_text(RESULTS, json.dumps(results, indent=1, sort_keys=True) + "\n")
+    keep(RESULTS, cell.name, record)
     print(f"{cell.name}: {100 * summary['test_accuracy']:.1f} % in {summary['seconds']:.0f} s", flush=True)
-
-
-def _results() -> dict[str, Any]:
-    return dict(json.loads(RESULTS.read_text())) if RESULTS.exists() else {}
 
 
 if __name__ == "__main__":

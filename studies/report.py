@@ -1,6 +1,5 @@
-"""The tables of docs/results.md from what `python -m studies.cifar10` has kept: `python -m studies.report`."""
+"""The tables of docs/results.md, from what `studies.cifar10` and `studies.office_caltech` have kept."""
 
-import json
 import sys
 from collections import defaultdict
 from typing import Any
@@ -9,19 +8,25 @@ from batchless.nn import parse_normalizer
 from batchless.nn.normalizer import Bcn, BcnMicro, Bn
 from batchless.report.difference import difference
 from batchless.report.table import Cell
+from studies import office_caltech
 from studies.cifar10 import RESULTS
+from studies.office_report import federated_tables
+from studies.running import kept
 
 _CONTROLS = (("bn", 64), ("bn", 2))
 
 
 def main() -> int:
-    """Print one Markdown table for each number of epochs; 1 if there is nothing yet."""
-    if not RESULTS.exists():
+    """Print one Markdown table for each number of epochs, then those of the federated study; 1 if there is nothing yet."""
+    federated = kept(office_caltech.RESULTS)
+    if not RESULTS.exists() and not federated:
         print(f"there is no {RESULTS} yet: run python -m studies.cifar10", file=sys.stderr)
         return 1
-    records = json.loads(RESULTS.read_text()).values()
+    records = kept(RESULTS).values()
     for epochs in sorted({record["epochs"] for record in records}):
         print("\n".join(_table([record for record in records if record["epochs"] == epochs], epochs)))
+    for table in federated_tables(federated):
+        print("\n".join(table))
     return 0
 
 

@@ -25,6 +25,7 @@ from batchless.nn.batch_norm import BatchNorm
 from batchless.surgery.recognize import is_normalization
 from batchless.tasks.classify import Batch, ImageData
 from batchless.train import Clip, OptimizerSettings, Task, accumulate
+from batchless.train.device import seed_torch
 
 CLIENT_OPTIMIZER = OptimizerSettings(
     learning_rate=0.01, momentum=0.0, nesterov=False, weight_decay=0.0, warmup=0.0, schedule="constant"
@@ -209,7 +210,9 @@ def _train(
                 share = (state.round + done) / state.planned_rounds
                 for group in optimizer.param_groups:
                     group["lr"] = settings.optimizer.learning_rate_at(share, images_per_step=settings.images_per_step)
-                torch.manual_seed(Random(f"step/{seed}/{seen}").getrandbits(63))  # what the model itself draws
+                seed_torch(
+                    Random(f"step/{seed}/{seen}").getrandbits(63), settings.device
+                )  # what the model itself draws
                 with _one_step(model, optimizer, clip, settings, (state.round, client.id, epoch, number)) as step:
                     for _ in step_parts:
                         batch = task.to(next(batches), settings.device)

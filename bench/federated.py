@@ -1,0 +1,324 @@
+"""Rounds of federated averaging against what they are made of: forward, backward and step on the same batches, nothing else.
+
+The pure loops have their batches ready in memory and one network; they neither load nor average. The first round of each is
+warm-up. Beside the times: the peak memory of rounds of 100 and of 1,000 clients, each in a process of its own.
+"""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.multiprocessing import get_context
+from torch.optim import SGD
+
+from batchless.data import ChannelStatistics
+from batchless.data.dataset import Subset
+from batchless.data.memory import TensorImages
+from batchless.federated.algorithms import FedAvg
+from batchless.federated.client import CLIENT_OPTIMIZER, ClientSettings
+from batchless.federated.engine import Engine, LocalEngine, Workplace, run_round
+from batchless.federated.partition import Client, Federation
+from batchless.federated.server import ServerState, initial_state
+from batchless.federated.workers import WorkerEngine
+from batchless.models import build_model
+from batchless.runs.memory import peak_memory_bytes
+from batchless.tasks import Classify
+from batchless.tasks.classify import ImageData
+from batchless.train.interrupt import never_stop
+from bench.step import require_finite
+from bench.timing import Clock, Comparison, Contestant, Target, interleave
+
+REPEATS = 6
+BATCH = 32
+RATE = 1e-4
+MEMORY_CLIENTS = (100, 1000)
+MEMORY_AT_MOST = 1.05
+
+Batches = Sequence[Sequence[tuple[Tensor, Tensor]]]
+"""By client, its batches of a round."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A federation to be timed.
+
+    Attributes:
+        title: one line.
+        network: makes the network.
+        image_size: of the images.
+        clients: how many.
+        images: of each client.
+        at_most: what a round may take, in pure loops.
+    """
+
+    title: str
+    network: Callable[[], nn.Module]
+    image_size: int
+    clients: int
+    images: int
+    at_most: float
+
+
+def small_network() -> nn.Module:
+    """24,458 parameters: three convolutions of stride 2 with BatchNorm, and a linear layer."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in ((3, 16), (16, 32), (32, 64)):
+        layers += [nn.Conv2d(inputs, outputs, 3, 2, 1), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+
+
+CASES = (
+    Case(
+        title="the digits CNN with 14 M parameters",
+        network=lambda: build_model("digits_cnn", num_classes=10),
+        image_size=28,
+        clients=10,
+        images=743,  # as FedBN and FedWon have it
+        at_most=1.05,
+    ),
+    Case(
+        title="a network of 25 k parameters", network=small_network, image_size=32, clients=50, images=160, at_most=1.15
+    ),
+)
+
+
+def comparisons(
+    *, repeats: int | None, seed: int, clock: Clock, on_round: Callable[[int, int], None]
+) -> Iterator[Comparison]:
+    """Each case in one process and in two, and what there is to say of memory and of Flower."""
+    for number, case in enumerate(CASES):
+        model, workplace, state = federation(case, seed=seed)
+        with ExitStack() as ending:
+            found = contestants(case, model, workplace, state, ending)
+            times = interleave(found, repeats=repeats or REPEATS, seed=seed, clock=clock, on_round=on_round)
+            require_finite({"the pure loop's network": model, "the engine's network": workplace.model})
+        last = number == len(CASES) - 1
+        yield Comparison(
+            title=f"one round of {case.clients} clients, {case.images} images each in batches of {BATCH}: {case.title}",
+            base="pure loop",
+            times=times,
+            targets=(
+                Target(of="one process", base="pure loop", at_most=case.at_most),
+                Target(of="two workers", base="two pure loops", at_most=1 / 0.95),
+            ),
+            notes=(*memory_notes(), flower_note()) if last else (),
+        )
+
+
+def contestants(
+    case: Case, model: nn.Module, workplace: Workplace, state: ServerState, ending: ExitStack
+) -> dict[str, Contestant]:
+    """What is timed; processes end with `ending`."""
+    batches = batches_of(workplace)
+    workers = ending.enter_context(WorkerEngine(workplace, state, count=2, threads=torch.get_num_threads()))
+    halves = [ending.enter_context(PureProcess(model, batches[half::2])) for half in range(2)]
+    return {
+        "pure loop": pure_loop(model, batches),
+        "one process": rounds(LocalEngine(workplace=workplace), workplace, state),
+        "two pure loops": lambda: run_together(halves),
+        "two workers": rounds(workers, workplace, state),
+    }
+
+
+def federation(case: Case, *, seed: int) -> tuple[nn.Module, Workplace, ServerState]:
+    """A network for the pure loop, and what a round of federated averaging needs, with weights of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    count, size = case.clients * case.images, case.image_size
+    images = TensorImages(
+        images=torch.randint(256, (count, 3, size, size), generator=generator, dtype=torch.uint8),
+        labels=tuple(torch.randint(10, (count,), generator=generator).tolist()),
+        classes=tuple("0123456789"),
+        origins=(("noise", count),),
+    )
+    clients = tuple(
+        Client(
+            id=i,
+            domain="noise",
+            train=Subset(dataset=images, indices=tuple(range(i * case.images, (i + 1) * case.images))),
+        )
+        for i in range(case.clients)
+    )
+    torch.manual_seed(seed)
+    networks = [case.network(), case.network()]
+    algorithm = FedAvg()
+    workplace = Workplace(
+        model=networks[1],
+        federation=Federation(
+            clients=clients, tests={"noise": images}, domains=("noise",), classes=images.classes, record={}
+        ),
+        algorithm=algorithm,
+        task=Classify(),
+        settings=client_settings(size, seed=seed),
+    )
+    return networks[0].train(), workplace, initial_state(networks[1], algorithm, 10**6)
+
+
+def client_settings(size: int, *, seed: int) -> ClientSettings:
+    """Plain SGD on batches of 32, no augmentation; a rate so small that all rounds do the same arithmetic."""
+    return ClientSettings(
+        images_per_forward=BATCH,
+        images_per_step=BATCH,
+        image_size=size,
+        optimizer=replace(CLIENT_OPTIMIZER, learning_rate=RATE),
+        statistics=ChannelStatistics(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+        seed=seed,
+    )
+
+
+def batches_of(workplace: Workplace) -> list[list[tuple[Tensor, Tensor]]]:
+    """By client, batches of its images as the network sees them."""
+    settings = workplace.settings
+    found = []
+    for client in workplace.clients():
+        data = ImageData(
+            train_images=client.train,
+            test_images=client.train,
+            image_size=settings.image_size,
+            augment=None,
+            statistics=settings.statistics,
+            seed=settings.seed,
+        )
+        order = data.order(0)
+        found.append(list(data.train(0, [order[at : at + BATCH] for at in range(0, len(order), BATCH)])))
+    return found
+
+
+def pure_loop(model: nn.Module, batches: Batches) -> Contestant:
+    """Forward, backward, step, with an optimizer for each client."""
+
+    def run() -> None:
+        for own in batches:
+            optimizer = SGD(model.parameters(), lr=RATE)
+            for images, labels in own:
+                torch.autograd.backward(F.cross_entropy(model(images), labels))
+                optimizer.step()
+                optimizer.zero_grad()
+
+    return run
+
+
+def rounds(engine: Engine, workplace: Workplace, state: ServerState) -> Contestant:
+    """A round of everybody; each goes on from the one before."""
+    everybody = tuple(range(len(workplace.clients())))
+    now = [state]
+
+    def run() -> None:
+        now[0], _ = run_round(
+            engine,
+            workplace,
+            now[0],
+            everybody,
+            {},
+            min_clients=len(everybody),
+            should_stop=never_stop,
+            on_client=lambda done, of: None,
+        )
+
+    return run
+
+
+class PureProcess:
+    """A pure loop in a process of its own, which waits between its turns."""
+
+    def __init__(self, model: nn.Module, batches: Batches) -> None:
+        context: Any = get_context("spawn")
+        self.connection, there = context.Pipe()
+        arguments = (there, model, batches, torch.get_num_threads())
+        self.process = context.Process(target=_turns, args=arguments, daemon=True)
+
+    def __enter__(self) -> "PureProcess":
+        self.process.start()
+        self.connection.recv()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.connection.close()
+        self.process.kill()
+        self.process.join()
+
+
+def run_together(processes: Sequence[PureProcess]) -> None:
+    """One turn of each, at the same time."""
+    for each in processes:
+        each.connection.send(True)
+    for each in processes:
+        each.connection.recv()
+
+
+def _turns(connection: Connection, model: nn.Module, batches: Batches, threads: int) -> None:
+    torch.set_num_threads(threads)
+    # Copies: what comes from another process lies in shared memory, which the engine's batches do not.
+    own = [[(images.clone(), labels.clone()) for images, labels in client] for client in batches]
+    network = own_memory(model)
+    run = pure_loop(network, own)
+    connection.send(True)
+    while True:
+        try:
+            connection.recv()
+        except EOFError:
+            return
+        run()
+        connection.send(True)
+
+
+def own_memory(model: nn.Module) -> nn.Module:
+    """The network with parameters of this process's own memory."""
+    for module in model.modules():
+        for store in (module._parameters, module._buffers):
+            for name, value in list(store.items()):
+                if value is not None:
+                    copy = value.detach().clone()
+                    store[name] = nn.Parameter(copy) if isinstance(value, nn.Parameter) else copy
+    return model
+
+
+def memory_notes() -> tuple[str, ...]:
+    """Peak memory of a process after a round of each number of clients, and whether they agree within 5 %."""
+    peaks = [peak_in_process(clients) for clients in MEMORY_CLIENTS]
+    found = max(peaks) / min(peaks)
+    words = ", ".join(
+        f"{clients:,} clients {peak / 2**20:.0f} MiB" for clients, peak in zip(MEMORY_CLIENTS, peaks, strict=True)
+    )
+    verdict = "met" if found <= MEMORY_AT_MOST else "missed"
+    return (f"peak memory of a process: {words}; {found:.3f} of each other, target <= {MEMORY_AT_MOST}: {verdict}",)
+
+
+def peak_in_process(clients: int) -> int:
+    """Bytes, as a process that does one round of so many clients tells them."""
+    command = [sys.executable, "-m", "bench.federated", str(clients)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+def peak_after_rounds(clients: int) -> int:
+    """Bytes at most in this process, after two rounds of that many clients of one step each, who share 32 images."""
+    torch.set_num_threads(1)
+    case = Case(title="", network=small_network, image_size=32, clients=1, images=BATCH, at_most=0)
+    _, workplace, state = federation(case, seed=0)
+    (client,) = workplace.clients()
+    everybody = tuple(Client(id=i, domain="noise", train=client.train) for i in range(clients))
+    many = replace(workplace.federation, clients=everybody)
+    workplace = replace(workplace, federation=many)
+    run = rounds(LocalEngine(workplace=workplace), workplace, state)
+    run()
+    run()
+    return peak_memory_bytes("cpu")
+
+
+def flower_note() -> str:
+    """What is said in place of a ratio to Flower's simulation."""
+    if find_spec("ray") is None:
+        return "Flower's own simulation: not compared, it needs ray, which is not installed"
+    return "Flower's own simulation: not compared by this benchmark"
+
+
+if __name__ == "__main__":
+    print(peak_after_rounds(int(sys.argv[1])))
