@@ -1,4 +1,4 @@
-"""Command line of the benchmarks: `python -m bench weights|norms|step|memory|detector|inference|loading|federated [options]`."""
+"""Command line of the benchmarks: `python -m bench NAME [options]`, NAME one of `BENCHMARKS`."""
 
 import argparse
 import json
