@@ -18,9 +18,10 @@ FEDERATED = [path for path in ALL if "kind: federate" in path.read_text(encoding
 RECIPES = [path for path in ALL if path not in FEDERATED]
 federated = pytest.mark.parametrize("recipe", FEDERATED, ids=lambda path: path.name)
 DETECTION = [path for path in RECIPES if "task: detect" in path.read_text(encoding="utf-8").splitlines()]
+SEGMENTATION = [path for path in RECIPES if "task: segment" in path.read_text(encoding="utf-8").splitlines()]
 recipes = pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
 classification = pytest.mark.parametrize(
-    "recipe", [path for path in RECIPES if path not in DETECTION], ids=lambda path: path.name
+    "recipe", [path for path in RECIPES if path not in DETECTION + SEGMENTATION], ids=lambda path: path.name
 )
 FACTS = ["paper", "command", "cost", "result"]
 CLASSES = {"imagenet": 1000, "cifar100": 100, "cifar10": 10, "fashion": 10, "embedded": 10, "something": 174}
@@ -123,6 +124,28 @@ def test_its_model_can_be_built(recipe):
 def test_a_detector_can_be_built(recipe):
     config = parsed(recipe)
     assert build_plain(config, num_classes=3) is not None
+
+
+@pytest.mark.parametrize("recipe", SEGMENTATION, ids=lambda path: path.name)
+def test_a_segmenter_can_be_built(recipe):
+    config = parsed(recipe)
+    classes = len(config.segment.class_names) or {"voc": 21, "cityscapes": 19, "embedded": 6}[dataset(recipe)]
+    with torch.device("meta"):
+        model = build_plain(config, num_classes=classes)
+    assert any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
+    epochs = re.search(r"^# cost: +(\d+) epochs, ([\d,]+) images", recipe.read_text(encoding="utf-8"), re.MULTILINE)
+    images = {"voc": 10_582, "cityscapes": 2_975, "camvid": 367, "embedded": 800}[dataset(recipe)]
+    assert config.images == int(epochs[2].replace(",", "")) == int(epochs[1]) * images
+
+
+def test_voc_is_trained_as_its_authors_do():
+    config = parsed(next(recipe for recipe in RECIPES if name_of(recipe) == "voc_deeplabv3_resnet101"))
+    assert (config.images_per_step, config.optimizer.learning_rate, config.optimizer.weight_decay) == (16, 0.007, 1e-4)
+    for share in (0.0, 0.3, 0.9):
+        rate = config.optimizer.learning_rate_at(share, images_per_step=16)
+        assert rate == pytest.approx(0.007 * (1 - share) ** 0.9)
+    assert (config.segment.crop, config.segment.scales, config.segment.ignore) == ((513, 513), (0.5, 2.0), (255,))
+    assert (config.segment.output_stride, config.segment.multi_grid) == (16, (1, 1, 1))
 
 
 @classification

@@ -10,7 +10,7 @@ import batchless as bl
 from batchless.data import IMAGENET_STATISTICS, epoch_order, open_images
 from batchless.models import build_model
 from batchless.runs import load_checkpoint, load_model_state, read_run
-from batchless.tasks import Classify, DataSettings, TrainConfig, experiment, run_training, setup
+from batchless.tasks import Classify, DataSettings, TrainConfig, classify_setup, experiment, run_training
 from batchless.tasks.setup import set_up
 from batchless.train import OptimizerSettings, evaluate
 from small_data import write_cifar10, write_idx, write_pictures
@@ -231,7 +231,7 @@ def test_an_invalid_loss_leaves_a_failed_run(tmp_path):
 
 def test_an_unreadable_image_in_mid_epoch_leaves_a_failed_run_and_what_was_done(tmp_path, pictures, monkeypatch):
     # The channel statistics read 500 images: of a larger set an unreadable one is met only when its turn comes.
-    monkeypatch.setattr(setup, "channel_statistics", lambda *_, **__: IMAGENET_STATISTICS)
+    monkeypatch.setattr(classify_setup, "channel_statistics", lambda *_, **__: IMAGENET_STATISTICS)
     last = open_images(pictures, "train").source(epoch_order(16, seed=0, epoch=0)[-1])
     Path(last).write_bytes(Path(last).read_bytes()[:60])
     failed_run(small(tmp_path), f"^{last}: cannot be read as an image .*; replace or remove this file$")

@@ -43,7 +43,20 @@ FEDERATION = FederateConfig(
 )
 """What the algorithms of `batchless demo` have in common: five embedded domains of digits, one client of 743 images in each."""
 
-_SIZES_OF_DETECTION = (1, 2)
+SEGMENTATION = TrainConfig(
+    task="segment",
+    model="cifar_resnet8_lraspp",
+    images=4800,
+    images_per_step=8,
+    evaluations=3,
+    data=DataSettings(test_images=100),
+    optimizer=OptimizerSettings(learning_rate=0.3, clip_norm=10.0),
+)
+"""What `batchless demo --task segment` trains, but for what is set otherwise."""
+
+_OF_A_TASK: Mapping[str, TrainConfig] = {"detect": DETECTION, "segment": SEGMENTATION, "video": VIDEO}
+_SIZES: Mapping[str, tuple[int, ...]] = {"detect": (1, 2), "segment": (1, 2, 8)}
+"""Images per forward of tasks whose steps are of fewer images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +66,9 @@ class DemoConfig:
     Attributes:
         out: folder of the runs and of `report.html`; must not exist.
         normalizers: the rows.
-        images_per_forward: the columns; for detection 1 and 2 if nothing else is said.
+        images_per_forward: the columns; if nothing else is said, for detection 1 and 2, for segmentation 1, 2 and 8.
         seeds: how often each run is repeated, with seeds 0, 1, ...
-        train: what all runs have in common. With `train.task` (also `--task`) detect or video, settings that are left at their
+        train: what all runs have in common. With `train.task` (also `--task`) detect, segment or video, settings left at their
             defaults are the demo's of that task.
         federated: whether federated algorithms are compared too; None: with classification of the embedded images.
         algorithms: of that comparison.
@@ -82,9 +95,9 @@ class DemoConfig:
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be 1 or more, got {value}")
         sizes = DemoConfig.images_per_forward
-        if self.train.task == "detect" and self.images_per_forward == sizes:
-            object.__setattr__(self, "images_per_forward", _SIZES_OF_DETECTION)
-        if (other := {"detect": DETECTION, "video": VIDEO}.get(self.train.task)) is not None:
+        if self.images_per_forward == sizes:
+            object.__setattr__(self, "images_per_forward", _SIZES.get(self.train.task, sizes))
+        if (other := _OF_A_TASK.get(self.train.task)) is not None:
             object.__setattr__(self, "train", _filled(self.train, TrainConfig(), other))
         _require_common("train", self.train, TrainConfig(), _NOT_OF_TRAIN)
         _require_common("federate", self.federate, FEDERATION, _NOT_OF_FEDERATE)

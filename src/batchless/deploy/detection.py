@@ -19,8 +19,9 @@ from batchless.runs.atomic import reason
 from batchless.tasks import Trained
 from batchless.tasks.detect import AveragePrecision, Detect
 from batchless.tasks.detect.average_precision import detections
-from batchless.tasks.detect.pictures import drawn, save_jpeg
+from batchless.tasks.detect.pictures import drawn
 from batchless.tasks.detect.setup import detection_data, some_objects
+from batchless.tasks.pictures import save_jpeg
 from batchless.train import evaluate
 
 if TYPE_CHECKING:

@@ -51,7 +51,8 @@ def evaluate_checkpoint(config: EvaluateConfig) -> dict[str, Any]:
     """Evaluate as the run did while training: in its precision, with its preparation of images.
 
     Returns:
-        `task`, and what `evaluate_images`, `evaluate_clips` or `evaluate_detector` gives. Also written to `config.out`.
+        `task`, and what `evaluate_images`, `evaluate_clips`, `evaluate_detector` or `evaluate_segmenter` gives. Also
+        written to `config.out`.
 
     Raises:
         ValueError: a checkpoint or a dataset that cannot be used, or one with other classes.

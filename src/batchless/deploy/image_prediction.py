@@ -20,7 +20,7 @@ def answer_of_images(trained: Trained, config: PredictConfig) -> list[Prediction
     """The likeliest classes of the images asked about."""
     if config.pictures is not None:
         raise ValueError(
-            f"pictures are drawn of objects and of clips; {config.checkpoint} tells classes: leave --pictures out"
+            f"pictures are drawn of objects, label maps and clips; {config.checkpoint} tells classes: leave --pictures out"
         )
     return list(predict_images(trained, image_files(config.images), top=config.top, device=config.device))
 

@@ -34,13 +34,16 @@ def prediction_table(predictions: Sequence[Prediction]) -> "Table":
 
     table = Table("file", "class")
     detects = any(prediction.objects is not None for prediction in predictions)
-    table.add_column("score" if detects else "probability", justify="right")
+    maps = any(prediction.areas is not None for prediction in predictions)
+    table.add_column("score" if detects else "share of pixels" if maps else "probability", justify="right")
     if detects:
         table.add_column("left, top, right, bottom", justify="right")
     for prediction in predictions:
         if prediction.error is not None:
             table.add_row(Text(prediction.file), Text(prediction.error, style="red"), "")
-        for rank, (name, probability) in enumerate(prediction.classes):  # Text: square brackets are no markup
+        for rank, (name, probability) in enumerate(
+            prediction.areas or prediction.classes
+        ):  # Text: square brackets are no markup
             table.add_row(Text("" if rank else prediction.file), Text(name), f"{100 * probability:.1f} %")
         for rank, item in enumerate(prediction.objects or ()):
             box = ", ".join(f"{value:.0f}" for value in item.box)
@@ -56,5 +59,7 @@ def _plain(prediction: Prediction) -> dict[str, object]:
     if prediction.objects is not None:
         objects = [{"class": item.name, "score": item.score, "box": list(item.box)} for item in prediction.objects]
         return {"file": prediction.file, "objects": objects}
+    if prediction.areas is not None:
+        return {"file": prediction.file, "areas": [{"class": name, "share": share} for name, share in prediction.areas]}
     classes = [{"class": name, "probability": share} for name, share in prediction.classes]
     return {"file": prediction.file, "predictions": classes}

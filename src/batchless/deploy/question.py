@@ -15,10 +15,10 @@ class PredictConfig:
         checkpoint: of a run.
         images: files, and folders of which all images directly in them are taken; of a run on clips, video files, folders of
             frames, and folders of video files.
-        top: how many classes are told for each image.
+        top: how many classes are told for each image; of a segmenter the largest.
         threshold: of a detector: the smallest score of an object that is told.
-        pictures: folder for pictures: of a detector, the images with what was found; of a run on clips, a strip of frames of
-            each; None: none.
+        pictures: folder for pictures: of a detector, the images with what was found; of a segmenter, label maps; of a run on
+            clips, a strip of frames of each; None: none.
         device: cpu or cuda.
         out: file to write, with one JSON object per image and line; None: none.
     """
@@ -61,12 +61,14 @@ class Prediction:
         classes: names and probabilities of the likeliest classes, the likeliest first; empty if there is an error.
         error: why the image could not be read; None: it could.
         objects: what a detector found, the surest first; None: the network is none.
+        areas: of a segmenter: names of classes and their share of the pixels, the largest first; None: the network is none.
     """
 
     file: str
     classes: tuple[tuple[str, float], ...] = ()
     error: str | None = None
     objects: tuple[FoundObject, ...] | None = None
+    areas: tuple[tuple[str, float], ...] | None = None
 
 
 def image_files(paths: Iterable[str | Path]) -> list[Path]:

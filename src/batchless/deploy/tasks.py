@@ -9,6 +9,7 @@ from batchless.deploy.clip_prediction import answer_of_clips
 from batchless.deploy.detection import answer_of_objects, detection_tables, evaluate_detector
 from batchless.deploy.image_prediction import answer_of_images
 from batchless.deploy.question import PredictConfig, Prediction
+from batchless.deploy.segmentation import answer_of_maps, evaluate_segmenter, segmentation_tables
 from batchless.tasks import Trained
 from batchless.tasks.config import TaskName
 
@@ -43,5 +44,6 @@ class AtWork:
 AT_WORK: Mapping[TaskName, AtWork] = {
     "classify": AtWork(evaluate=evaluate_images, tables=classification_tables, predict=answer_of_images, exported=True),
     "detect": AtWork(evaluate=evaluate_detector, tables=detection_tables, predict=answer_of_objects),
+    "segment": AtWork(evaluate=evaluate_segmenter, tables=segmentation_tables, predict=answer_of_maps),
     "video": AtWork(evaluate=evaluate_clips, tables=classification_tables, predict=answer_of_clips),
 }

@@ -9,15 +9,17 @@ from batchless.models.cifar_resnet import CifarResNet
 from batchless.models.fedbn import DigitsCNN, FedBNAlexNet
 from batchless.models.names import (
     OWN_KINDS,
+    SMP_KIND,
     TorchvisionTask,
     all_names,
     classifier_names,
     did_you_mean,
     is_own_name,
-    smp_names,
     timm_names,
     torchvision_names,
 )
+from batchless.models.segmentation_models import smp_network
+from batchless.models.segmenters import build_segmenter, is_own_segmenter
 from batchless.models.small_images import mobilenet_for_small_images, resnet_for_small_images
 from batchless.models.video import SEGMENTS, VIDEO_KINDS, on_segments, segment_kind
 
@@ -25,7 +27,6 @@ _KINDS = (
     "timm:<name> (such as timm:resnet18), torchvision:<name> (such as torchvision:resnet50), "
     f"cifar_resnet<depth> (such as cifar_resnet20), {OWN_KINDS}"
 )
-_SMP_KIND = "smp:<Architecture>-<encoder> (such as smp:DeepLabV3-resnet18)"
 _WITH_AUXILIARY_OUTPUTS = ("googlenet", "inception_v3")
 """Of torchvision: in training they return a tuple unless told otherwise, and warn unless their initialization is chosen."""
 
@@ -87,8 +88,8 @@ def build_any(name: str) -> nn.Module:
 
     Args:
         name: `timm:<name>`; `torchvision:<name>` (classification, segmentation, detection, video);
-            `smp:<Architecture>-<encoder>`; `tsm:<2D network>`, as `build_video` has them; or our own, as `build_model` has
-            them. `example_inputs` makes what its forward takes.
+            `smp:<Architecture>-<encoder>`; `tsm:<2D network>`, as `build_video` has them; or our own, as `build_model` and
+            `build_segmenter` have them. `example_inputs` makes what its forward takes.
 
     Raises:
         ValueError: unknown name, with the nearest ones; a library that is not installed, or that does not combine the two.
@@ -98,6 +99,8 @@ def build_any(name: str) -> nn.Module:
     """
     if is_own_name(name):
         return build_model(name, num_classes=10)
+    if is_own_segmenter(name):
+        return build_segmenter(name, num_classes=10)
     if found := segment_kind(name):
         kind, network = found
         return on_segments(kind, build_any(network))
@@ -107,9 +110,9 @@ def build_any(name: str) -> nn.Module:
     if library == "torchvision" and (task := torchvision_names().get(rest)) is not None:
         return _torchvision(rest, **_random_weights(rest, task))
     if name.startswith("smp:"):
-        return _smp(rest)
+        return smp_network(rest)
     nearest = did_you_mean(name, all_names(tags="." in name))
-    raise ValueError(f"unknown model {name!r}{nearest}: expected {_KINDS}, {_SMP_KIND} or {VIDEO_KINDS}")
+    raise ValueError(f"unknown model {name!r}{nearest}: expected {_KINDS}, {SMP_KIND} or {VIDEO_KINDS}")
 
 
 def _own(name: str, num_classes: int) -> nn.Module:
@@ -146,31 +149,3 @@ def _random_weights(name: str, task: TorchvisionTask) -> dict[str, Any]:
     if task in ("segmentation", "detection"):
         return {"weights_backbone": None}
     return {"init_weights": False} if name in _WITH_AUXILIARY_OUTPUTS else {}
-
-
-def _smp(name: str) -> nn.Module:
-    architectures, encoders = smp_names()
-    architecture, _, encoder = name.partition("-")
-    if architecture not in architectures:
-        nearest = did_you_mean(architecture, architectures)
-        raise ValueError(
-            f"unknown architecture {architecture!r} in 'smp:{name}'{nearest}: expected {_SMP_KIND} with one of "
-            f"{', '.join(architectures)}"
-        )
-    known = encoders
-    if encoder.startswith("tu-"):
-        known = [f"tu-{other}" for other in timm_names(tags="." in encoder)]
-    if encoder not in known and not encoder.startswith("timm-"):  # the library's former names: it knows them itself
-        nearest = did_you_mean(encoder, known)
-        raise ValueError(
-            f"unknown encoder {encoder!r} in 'smp:{name}'{nearest}: expected {_SMP_KIND}, or tu-<name> of timm's"
-        )
-    import segmentation_models_pytorch as smp
-
-    try:
-        model: nn.Module = getattr(smp, architecture)(encoder_name=encoder, encoder_weights=None)
-    except (ValueError, TypeError, NotImplementedError, KeyError, RuntimeError) as error:
-        raise ValueError(
-            f"segmentation_models_pytorch cannot build 'smp:{name}' ({' '.join(str(error).split())}): choose another encoder"
-        ) from error
-    return model

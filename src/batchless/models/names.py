@@ -15,6 +15,7 @@ _OWN_NAMES = [
     *_SMALL_IMAGES,
     *(f"{name}_zero_init" for name in _SMALL_IMAGES),
 ]
+SMP_KIND = "smp:<Architecture>-<encoder> (such as smp:DeepLabV3-resnet18)"
 OWN_KINDS = f"digits_cnn, digits_cnn_32, fedbn_alexnet, {', '.join(_SMALL_IMAGES)} (these also with _zero_init)"
 
 

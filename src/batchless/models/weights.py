@@ -34,7 +34,8 @@ def load_weights(model: nn.Module, path: str | Path, *, part: bool = False) -> t
     path = Path(path)
     state, own = _by_own_keys(_without_prefix(_read(path)), model), model.state_dict()
     if part:
-        state = {key: value for key, value in state.items() if key in own}
+        # torchvision's MobileNets keep their body in `features`, which is the body itself in a segmenter.
+        state = {key: value for name, value in state.items() if (key := name.removeprefix("features.")) in own}
     left = [key for key in _classifier_keys(model) if key in state and _other_classes(state[key], own[key])]
     load_model_state(model, {**state, **{key: own[key] for key in left}}, source=path)
     notes = [f"{len(own) - len(left)} tensors of {path.name} were loaded into the network before its conversion"]

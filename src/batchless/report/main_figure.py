@@ -28,6 +28,7 @@ ACCURACY = MainFigure("accuracy", "accuracy")
 _OF_TASK: Mapping[object, MainFigure] = {
     "classify": ACCURACY,
     "detect": MainFigure("ap", "AP"),
+    "segment": MainFigure("miou", "mIoU"),
     "video": ACCURACY,
 }
 

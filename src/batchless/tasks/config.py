@@ -11,14 +11,16 @@ from batchless.data.object_loading import ObjectAugment
 from batchless.models.detectors import DetectorSettings
 from batchless.nn import parse_normalizer
 from batchless.surgery import require_lean_level
+from batchless.tasks.segment.settings import SegmentSettings
 from batchless.train.device import require_device_name
 from batchless.train.settings import LoopSettings, OptimizerSettings, Precision
 
-TaskName = Literal["classify", "detect", "video"]
+TaskName = Literal["classify", "detect", "segment", "video"]
 
 _OF_ONE_TASK: Mapping[str, tuple[TaskName, ...]] = {
-    "label_smoothing": ("classify", "video"),
+    "label_smoothing": ("classify", "segment", "video"),
     "detector": ("detect",),
+    "segment": ("segment",),
     "video": ("video",),
     "data.shorter_sides": ("detect",),
     **{
@@ -127,10 +129,11 @@ class TrainConfig:
     """Everything that makes a training run what it is; `config.yaml` in its folder.
 
     Attributes:
-        task: classify: single images; detect: objects, by boxes and masks; video: clips, which then are what is counted as
-            images.
+        task: classify: single images; detect: objects, by boxes and masks; segment: a class for every pixel; video: clips,
+            which then are what is counted as images.
         model: of classify: `timm:<name>`, `torchvision:<name>` or `cifar_resnet<depth>`; of detect:
-            `<architecture>_<backbone>_fpn`, such as maskrcnn_resnet50_fpn; of video: `tsm:<a network of classify>` or
+            `<architecture>_<backbone>_fpn`, such as maskrcnn_resnet50_fpn; of segment: `torchvision:<segmenter>`,
+            `smp:<Architecture>-<encoder>` or `cifar_resnet<depth>_lraspp`; of video: `tsm:<a network of classify>` or
             `torchvision:<video network>`.
         normalizer: such as bn, gn+ws, bcn-micro+ws.
         images: training images seen in all.
@@ -139,7 +142,8 @@ class TrainConfig:
         evaluations: how often the test images are evaluated.
         seed: of weights, order and augmentation.
         out: the run folder; None: runs/<model>-<normalizer>-<images_per_forward>-seed<seed>.
-        weights: checkpoint of the unconverted network to start from, of a detector its backbone's; None: random weights.
+        weights: checkpoint of the unconverted network to start from, of a detector or segmenter its backbone's; None: random
+            weights.
         device: cpu or cuda.
         threads: of torch on the CPU; None: torch's default.
         precision: float32, or forward passes under autocast to bf16 or fp16.
@@ -151,6 +155,7 @@ class TrainConfig:
         tensorboard: whether the metrics are written as TensorBoard events too.
         data: which images or clips.
         detector: of detect: the network's sizes.
+        segment: of segment: sizes, augmentation, the meaning of label maps.
         video: of video: which frames of a clip.
         optimizer: the optimizer and its schedule.
     """
@@ -175,6 +180,7 @@ class TrainConfig:
     tensorboard: bool = True
     data: DataSettings = field(default_factory=DataSettings)
     detector: DetectorSettings = field(default_factory=DetectorSettings)
+    segment: SegmentSettings = field(default_factory=SegmentSettings)
     video: FrameSampling = field(default_factory=FrameSampling)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
 
@@ -240,6 +246,7 @@ class TrainConfig:
         groups: dict[str, Any] = {
             "data": DataSettings,
             "detector": DetectorSettings,
+            "segment": SegmentSettings,
             "video": FrameSampling,
             "optimizer": OptimizerSettings,
         }

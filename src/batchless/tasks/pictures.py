@@ -1,6 +1,7 @@
 """Predictions to look at: the worst and the typical ones, not the best."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -33,10 +34,7 @@ def write_predictions(folder: Path, found: PerImage, images: ImageDataset, *, im
     """
     from PIL import Image
 
-    order = found.loss.argsort(descending=True, stable=True).tolist()
-    middle = len(order) // 2
-    typical = order[max(middle - _OF_EACH_KIND // 2, 0) : middle + _OF_EACH_KIND // 2]
-    chosen = [("worst", index) for index in order[:_OF_EACH_KIND]] + [("typical", index) for index in typical]
+    chosen = worst_and_typical(found.loss.argsort(descending=True, stable=True).tolist())
     records = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -59,6 +57,20 @@ def write_predictions(folder: Path, found: PerImage, images: ImageDataset, *, im
     except OSError as error:
         raise ValueError(f"cannot write pictures into {folder}: {reason(error)}") from error
     write_text(folder / PREDICTIONS, json.dumps(records, indent=1) + "\n")
+
+
+def worst_and_typical(order: Sequence[int]) -> list[tuple[str, int]]:
+    """What is pictured of images in the order of how bad they are: the first eight, and the eight in the middle."""
+    middle = len(order) // 2
+    typical = order[max(middle - _OF_EACH_KIND // 2, 0) : middle + _OF_EACH_KIND // 2]
+    return [("worst", number) for number in order[:_OF_EACH_KIND]] + [("typical", number) for number in typical]
+
+
+def save_jpeg(image: Tensor, path: Path) -> None:
+    """Write an image uint8 `[3, H, W]`; as PNG, photos would be too large for a report."""
+    from PIL import Image
+
+    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(path, quality=88)
 
 
 def _finite(value: Tensor) -> float:

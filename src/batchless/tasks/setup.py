@@ -7,11 +7,13 @@ from batchless.tasks.classify_setup import CLASSIFICATION
 from batchless.tasks.config import TaskName, TrainConfig
 from batchless.tasks.detect.setup import DETECTION
 from batchless.tasks.kind import Setup, TaskKind
+from batchless.tasks.segment.setup import SEGMENTATION
 from batchless.tasks.video.setup import VIDEO
 
 TASKS: Mapping[TaskName, TaskKind] = {
     "classify": CLASSIFICATION,
     "detect": DETECTION,
+    "segment": SEGMENTATION,
     "video": VIDEO,
 }
 

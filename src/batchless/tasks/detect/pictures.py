@@ -15,9 +15,8 @@ from batchless.data.objects import DetectionImages
 from batchless.runs.atomic import reason, write_text
 from batchless.tasks.detect.average_precision import Detections, ImageResult
 from batchless.tasks.detect.matching import best_threshold, matched
-from batchless.tasks.pictures import PREDICTIONS
+from batchless.tasks.pictures import PREDICTIONS, save_jpeg, worst_and_typical
 
-_OF_EACH_KIND = 8
 _LARGEST_SIDE = 320
 _SMALLEST_SIDE = 192  # smaller images are enlarged, so that names can be read
 _COLOURS = (
@@ -52,13 +51,10 @@ def write_detections(folder: Path, results: Sequence[ImageResult], images: Detec
     threshold = best_threshold(matches)
     f1 = [match.f1(threshold) for match in matches]
     order = sorted(range(len(results)), key=lambda number: (f1[number], -matches[number].objects, number))
-    middle = len(order) // 2
-    typical = order[max(middle - _OF_EACH_KIND // 2, 0) : middle + _OF_EACH_KIND // 2]
-    chosen = [("worst", number) for number in order[:_OF_EACH_KIND]] + [("typical", number) for number in typical]
     records = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for position, (kind, number) in enumerate(chosen):
+        for position, (kind, number) in enumerate(worst_and_typical(order)):
             result = results[number]
             annotated = images.images[result.index]
             image = annotated.image()
@@ -115,13 +111,6 @@ def drawn(image: Tensor, found: Detections, classes: Sequence[str], *, threshold
         canvas, found.boxes[shown] * scale, labels=names, colors=colours, width=2, fill_labels=True
     )
     return result
-
-
-def save_jpeg(image: Tensor, path: Path) -> None:
-    """Write an image uint8 `[3, H, W]`; as PNG, photos would be too large for a report."""
-    from PIL import Image
-
-    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(path, quality=88)
 
 
 def counted(labels: Tensor, classes: Sequence[str]) -> str:
