@@ -22,6 +22,7 @@ from batchless.federated import (
     FinishedFederation,
     RoundProgress,
     explain_federation,
+    leave_one_domain_out,
     resume_federation,
     run_federation,
 )
@@ -104,13 +105,31 @@ def _train(title: str, images: int | None, folder: Path, run: Callable[[OnProgre
 
 
 def federate(config: FederateConfig) -> int:
-    """Train over clients."""
+    """Train over clients, once or without each domain in turn."""
+    if config.leave_one_domain_out:
+        return _leave_one_domain_out(config)
 
     def run(on_round: Callable[[RoundProgress], None], should_stop: ShouldStop) -> FinishedFederation:
         federate = federate_on_loopback if config.engine == "flower" else run_federation
         return federate(config, on_round, should_stop=should_stop, on_start=print)
 
     return _federate(f"{config.algorithm}, {config.resolved_normalizer()}", config.rounds, config.folder(), run)
+
+
+def _leave_one_domain_out(config: FederateConfig) -> int:
+    import os
+
+    from rich.console import Console
+
+    def run_one(one: FederateConfig, begun: bool) -> int:
+        print(f"without {one.data.unseen_domains[0]}: {one.folder()}")
+        return resume_federate(ResumeConfig(verb="federate", resume=str(one.folder()))) if begun else federate(one)
+
+    folders = leave_one_domain_out(config, run_one)
+    table = compare_runs([read_run(folder) for folder in folders]).unseen
+    assert table is not None  # one run for each of two domains or more
+    Console(quiet=os.environ.get("RANK", "0") != "0").print(table.rich())
+    return 0
 
 
 def resume_federate(config: ResumeConfig) -> int:

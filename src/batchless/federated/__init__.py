@@ -7,4 +7,5 @@ from batchless.federated.experiment import FinishedFederation as FinishedFederat
 from batchless.federated.experiment import explain_federation as explain_federation
 from batchless.federated.experiment import resume_federation as resume_federation
 from batchless.federated.experiment import run_federation as run_federation
+from batchless.federated.leave_one_out import leave_one_domain_out as leave_one_domain_out
 from batchless.federated.rounds import RoundProgress as RoundProgress

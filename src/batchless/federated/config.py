@@ -100,6 +100,8 @@ class FederateConfig:
         workers: processes that train clients; None: one for each core. The result is the same.
         threads: of torch, for each client.
         seed: of weights, order, augmentation and of who takes part.
+        leave_one_domain_out: instead of one run, one without each domain in turn, in folders within `out`; given again, it goes
+            on with what is not done.
         out: the run folder; None: runs/<algorithm>-<model>-<normalizer>-<images_per_step>-seed<seed>.
         weights: checkpoint of the unconverted network to start from; None: random weights.
         device: cpu or cuda.
@@ -133,6 +135,7 @@ class FederateConfig:
     workers: int | None = None
     threads: int = 1
     seed: int = 0
+    leave_one_domain_out: bool = False
     out: str | None = None
     weights: str | None = None
     device: str = "cpu"

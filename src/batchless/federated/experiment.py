@@ -83,6 +83,8 @@ def run_federation(
         TrainingStoppedError: `should_stop()` became true; `resume_federation` goes on.
     """
     _require_engine(config, elsewhere)
+    if config.leave_one_domain_out:
+        raise ValueError("leave_one_domain_out is several runs: use batchless.federated.leave_one_domain_out")
     with _processes(config) as (processes, device):
         prepared = prepare(config, device=device)
         run = _on_first(processes, lambda: new_folder(prepared))

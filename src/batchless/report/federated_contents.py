@@ -17,6 +17,7 @@ from batchless.report.federated_table import (
     federated_comparison,
 )
 from batchless.report.likeness import varied
+from batchless.report.unseen_table import UnseenComparison, unseen_comparison
 from batchless.runs import Run
 
 SHARING = "sharing.txt"
@@ -33,6 +34,7 @@ class FederatedContents:
         control: the method all others are compared with.
         differences: of each method and column of the table from the control, at the last and at the chosen round; None
             where there is nothing to compare.
+        unseen: accuracies on domains that were left out in turn; None if none were.
         level: the accuracy in percent that methods are timed by; None if the control has none.
         convergence: when each method first reached it.
         partitions: who held which images.
@@ -47,6 +49,7 @@ class FederatedContents:
     table: FederatedComparison
     control: Method
     differences: dict[tuple[str, Moment, str], Difference | None]
+    unseen: UnseenComparison | None
     level: float | None
     convergence: tuple[Convergence, ...]
     partitions: tuple[Partition, ...]
@@ -105,6 +108,7 @@ def gather_federated(runs: Sequence[Run], *, control: str | None) -> FederatedCo
             for moment in table.moments
             for column in table.columns
         },
+        unseen=unseen_comparison(runs),
         level=level,
         convergence=() if level is None else tuple(convergence(table.methods, percent=level)),
         partitions=tuple(partitions),

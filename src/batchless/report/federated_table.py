@@ -57,9 +57,7 @@ class Method:
 
     def unseen(self) -> tuple[str, ...]:
         """Return the domains that had no client, and so are not in the mean."""
-        data = self.runs[0].config.get("data")
-        domains = data.get("unseen_domains") if isinstance(data, Mapping) else None
-        return tuple(map(str, domains)) if isinstance(domains, list | tuple) else ()
+        return unseen_domains(self.runs[0])
 
     def trouble(self) -> str:
         """Say what did not come to an accuracy; empty if all did."""
@@ -151,7 +149,7 @@ def federated_comparison(runs: Sequence[Run], *, ignore: Collection[str] = WITHO
         groups.setdefault(name, []).append(run)
     by_path = {id(run): name for run, name in zip(runs, names, strict=True)}
     return FederatedComparison(
-        methods=tuple(_method(name, group) for name, group in groups.items()),
+        methods=tuple(method_of(name, group) for name, group in groups.items()),
         domains=tuple(dict.fromkeys(domain for run in runs for domain in tested_domains(run))),
         shared=shared_config(runs),
         warnings=tuple(
@@ -189,6 +187,13 @@ def tested_domains(run: Run) -> list[str]:
     return list(dict.fromkeys(str(domain) for domain in tests if domain not in (None, MEAN)))
 
 
+def unseen_domains(run: Run) -> tuple[str, ...]:
+    """Return the domains that the run's configuration left without a client."""
+    data = run.config.get("data")
+    domains = data.get("unseen_domains") if isinstance(data, Mapping) else None
+    return tuple(map(str, domains)) if isinstance(domains, list | tuple) else ()
+
+
 def accuracies_at(run: Run, round_: float | None) -> dict[str, float]:
     """Return what the run logged as test accuracy of each domain in a round; the last such line counts, after a resume."""
     found = {}
@@ -200,7 +205,8 @@ def accuracies_at(run: Run, round_: float | None) -> dict[str, float]:
     return found
 
 
-def _method(name: str, runs: Sequence[Run]) -> Method:
+def method_of(name: str, runs: Sequence[Run]) -> Method:
+    """Return the runs of one method with their accuracies; see `Method`."""
     failures, unfinished = [], 0
     values: dict[tuple[Moment, str], list[tuple[float, int | None]]] = {}
     for run in runs:

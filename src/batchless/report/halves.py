@@ -12,6 +12,7 @@ from batchless.report.federated_claims import federated_claims
 from batchless.report.federated_contents import choose_method
 from batchless.report.federated_table import FederatedComparison, federated_comparison
 from batchless.report.table import Comparison, comparison
+from batchless.report.unseen_table import UnseenComparison, unseen_comparison
 from batchless.runs import Run
 
 if TYPE_CHECKING:
@@ -26,10 +27,12 @@ class Halves:
     Attributes:
         trained: None if there are no such runs.
         federated: None if there are no such runs; one of the two is there.
+        unseen: of the federated ones that left one domain out; None unless they left out several in turn.
     """
 
     trained: Comparison | None
     federated: FederatedComparison | None
+    unseen: UnseenComparison | None = None
 
     @property
     def tables(self) -> list[Comparison | FederatedComparison]:
@@ -40,19 +43,20 @@ class Halves:
         """Return what the numbers say: the sentences of `claims` and of `federated_claims`."""
         _, federated_control = controls(self, control)
         ordinary = [] if self.trained is None else claims(self.trained)
-        return ordinary + (
-            [] if self.federated is None else federated_claims(self.federated, control=federated_control)
-        )
+        federated = [] if self.federated is None else federated_claims(self.federated, control=federated_control)
+        return ordinary + federated + ([] if self.unseen is None else self.unseen.findings())
 
     def markdown(self) -> str:
         """Return the tables as Markdown, with their warnings."""
-        return "\n".join(table.markdown() for table in self.tables)
+        more = [] if self.unseen is None else [self.unseen]
+        return "\n".join(table.markdown() for table in (*self.tables, *more))
 
     def rich(self, *, title: str = "") -> "Table | Group":
         """Return the tables for the terminal."""
         from rich.console import Group
 
         drawn = [table.rich(title=title) for table in self.tables]
+        drawn += [] if self.unseen is None else [self.unseen.rich()]
         return drawn[0] if len(drawn) == 1 else Group(*drawn)
 
 
@@ -74,6 +78,7 @@ def compare_runs(runs: Sequence[Run]) -> Halves:
     return Halves(
         trained=comparison(trained) if trained or not federated else None,
         federated=federated_comparison(federated) if federated else None,
+        unseen=unseen_comparison(federated),
     )
 
 

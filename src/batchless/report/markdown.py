@@ -57,6 +57,8 @@ def _trained(contents: Contents) -> list[str]:
 
 def _federated(contents: FederatedContents) -> list[str]:
     parts = ["## Test accuracy by method and domain", contents.table.markdown().rstrip()]
+    if contents.unseen is not None:
+        parts += ["## Leave-one-domain-out", contents.unseen.markdown().rstrip()]
     parts += ["## All numbers, mean over the domains", _about(contents)]
     parts.append(_table(federated_rows.NUMBERS, federated_rows.number_rows(contents)))
     for moment in contents.table.moments:

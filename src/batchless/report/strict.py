@@ -14,6 +14,7 @@ from batchless.report.federated_table import Method, Moment
 from batchless.report.gather import Report, gather
 from batchless.report.pictures import Gallery
 from batchless.report.table import Cell
+from batchless.report.unseen_table import UnseenComparison
 from batchless.runs import Run
 
 
@@ -70,6 +71,7 @@ def _federated(contents: FederatedContents) -> dict[str, Any]:
         "control": contents.control.name,
         "domains": contents.table.domains,
         "methods": [_method(contents, method) for method in contents.table.methods],
+        **({} if contents.unseen is None else {"unseen": _unseen(contents.unseen)}),
         "level_percent": contents.level,
         "convergence": [asdict(one) for one in contents.convergence],
         "privacy": [dict(zip(PRIVACY, line, strict=True)) for line in privacy_rows(contents)],
@@ -79,6 +81,10 @@ def _federated(contents: FederatedContents) -> dict[str, Any]:
         "shared_configuration": contents.table.shared,
         "conversions": [asdict(conversion) for conversion in contents.conversions],
     }
+
+
+def _unseen(table: UnseenComparison) -> dict[str, Any]:
+    return {name: {moment: table.accuracies(name, moment) for moment in table.moments} for name in table.methods}
 
 
 def _method(contents: FederatedContents, method: Method) -> dict[str, Any]:
