@@ -30,7 +30,8 @@ class TensorImages:
 
     def image(self, index: int) -> Tensor:
         """The image as uint8 `[3, H, W]`; a view, not to be written to."""
-        return self.images[index].expand(3, -1, -1)
+        image = self.images[index]
+        return image if image.shape[0] == 3 else image.expand(3, -1, -1)
 
     def label(self, index: int) -> int:
         """The index of the image's class in `classes`."""

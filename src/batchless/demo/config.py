@@ -20,11 +20,11 @@ DETECTION = TrainConfig(
     task="detect",
     model="fcos_resnet18_fpn",
     images=2400,
-    images_per_step=8,
+    images_per_step=2,
     evaluations=3,
     data=DataSettings(test_images=100),
     detector=DetectorSettings(shorter_side=96, longest_side=96, stages=2, channels=32),
-    optimizer=OptimizerSettings(name="adamw", learning_rate=0.002, weight_decay=1e-4, clip_norm=10.0),
+    optimizer=OptimizerSettings(name="adamw", learning_rate=0.001, weight_decay=1e-4, clip_norm=10.0),
 )
 """What `batchless demo --task detect` trains, but for what is set otherwise."""
 

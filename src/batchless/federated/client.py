@@ -19,7 +19,6 @@ from batchless.federated.partition import Client, Federation
 from batchless.federated.privacy import PrivacySettings
 from batchless.federated.sample_privacy import drawn_steps, noised, per_image_gradients
 from batchless.federated.server import ServerState, require_usable
-from batchless.federated.sharing import tensor_kinds
 from batchless.federated.update import ClientFailedError, Update
 from batchless.nn.batch_norm import BatchNorm
 from batchless.surgery.recognize import is_normalization
@@ -161,7 +160,8 @@ def train_client(
         loss, count, images = _train(model, state, client, algorithm, task, settings)
     except ValueError as error:
         raise ClientFailedError(client.id, str(error)) from error
-    update = _update(model, client, algorithm, loss=(loss, count), images=images, seconds=time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    update = _update(model, state, client, algorithm, loss=(loss, count), images=images, seconds=seconds)
     if settings.privacy.level == "client":
         update = clipped(update, state, clip_norm=settings.privacy.clip_norm, client=client.id)
     require_usable(update, state, client=client.id)
@@ -320,6 +320,7 @@ def _require_own_statistics(model: nn.Module) -> None:
 @torch.no_grad()
 def _update(
     model: nn.Module,
+    state: ServerState,
     client: Client,
     algorithm: Algorithm,
     *,
@@ -329,11 +330,11 @@ def _update(
 ) -> Update:
     weight = 1.0 if algorithm.weighting == "equal" else float(len(client.train))
     sums, counters, local = {}, {}, {}
-    kinds = tensor_kinds(model)
     for name, tensor in model.state_dict().items():
-        if kinds[name] in algorithm.local:
+        # The state was divided by `tensor_kinds`, which takes as long as a step of a small network.
+        if name in state.initial:
             local[name] = tensor.detach().cpu().clone()
-        elif kinds[name] == "counter":
+        elif not (tensor.is_floating_point() or tensor.is_complex()):
             counters[name] = tensor.detach().cpu().clone()
         else:
             sums[name] = tensor.detach().to("cpu", torch.float64, copy=True).mul_(weight)

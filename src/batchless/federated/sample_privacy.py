@@ -92,7 +92,7 @@ def per_image_gradients(model: nn.Module) -> Iterator[None]:
     """
     from opacus.grad_sample import GradSampleModule
 
-    inplace = [module for module in model.modules() if getattr(module, "inplace", False) is True]
+    inplace: list[Any] = [module for module in model.modules() if getattr(module, "inplace", False) is True]
     for module in inplace:
         module.inplace = False
     try:
