@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from batchless.data.folders import TEST_NAMES, existing_folder, image_files
 from batchless.data.label_classes import CITYSCAPES, CITYSCAPES_IDS, VOC_CLASSES
 from batchless.data.label_maps import IGNORED, LabelMaps, MappedImage, label_table, mapped_files
@@ -147,7 +149,7 @@ def _folders(
         raise ValueError(
             f"{root}: there are no training images, whose maps tell the classes: add {root / 'classes.txt'}"
         )
-    values = {value for image in training for value in image.read_map().unique().tolist()} - set(ignore)
+    values = {value for image in training for value in torch.unique(image.read_map()).tolist()} - set(ignore)
     classes = tuple(str(value) for value in sorted(values))
     if not classes:
         raise ValueError(f"{folders[1]}: every pixel of the training maps is ignored: nothing to learn")
