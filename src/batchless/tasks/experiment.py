@@ -211,8 +211,8 @@ def _explained(error: Exception, config: TrainConfig) -> Exception:
     if text.startswith("Expected more than 1 value per channel"):
         return ValueError(
             f"{text}: in {config.model} a normalization with batch statistics meets maps of 1x1, of which "
-            f"{few} image{'s' if few > 1 else ''} per forward (or what an epoch leaves of them) gives one value per channel: choose a "
-            f"normalizer without them (gn, ln, bcn-micro), or more images_per_forward; {look}"
+            f"{few} image{'s' if few > 1 else ''} per forward (or what an epoch leaves of them) gives one value per channel: "
+            f"choose a normalizer without them (gn, ln, bcn-micro), or more images_per_forward; {look}"
         )
     if text.startswith("Expected more than 1 spatial element"):
         return ValueError(
