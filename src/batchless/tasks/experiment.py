@@ -207,19 +207,13 @@ def _train(
 def _explained(error: Exception, config: TrainConfig) -> Exception:
     """The error with its fix, where torch says only that a layer's statistics would be of one value."""
     text, few = str(error), config.images_per_forward
-    look = f"batchless doctor {config.model} --images_per_forward {few} names the layers"
-    if text.startswith("Expected more than 1 value per channel"):
-        return ValueError(
-            f"{text}: in {config.model} a normalization with batch statistics meets maps of 1x1, of which "
-            f"{few} image{'s' if few > 1 else ''} per forward (or what an epoch leaves of them) gives one value per channel: "
-            f"choose a normalizer without them (gn, ln, bcn-micro), or more images_per_forward; {look}"
-        )
-    if text.startswith("Expected more than 1 spatial element"):
-        return ValueError(
-            f"{text}: in {config.model} the normalizer {config.normalizer} takes its statistics of each channel of an "
-            f"image and meets maps of 1x1, of which that is one value: choose another (gn, ln, bcn-micro); {look}"
-        )
-    return error
+    if not text.startswith("Expected more than 1 value per channel"):
+        return error
+    return ValueError(
+        f"{text}: in {config.model} a normalization with batch statistics meets maps of 1x1, which at images_per_forward={few} "
+        "(or what an epoch leaves of it) give one value per channel: choose a normalizer without them (gn, ln, bcn-micro), or "
+        f"more images_per_forward; batchless doctor {config.model} --images_per_forward {few} names the layers"
+    )
 
 
 def _images(checkpoint: Mapping[str, Any], path: Path) -> int:
