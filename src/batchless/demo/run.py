@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from batchless.demo.config import DemoConfig
-from batchless.demo.pool import OnProgress, train_all
+from batchless.demo.pool import AnyConfig, OnProgress, train_all
 from batchless.report import Halves, compare_runs, write_page
 from batchless.runs import read_run
 
@@ -39,7 +39,8 @@ def run_demo(config: DemoConfig, on_progress: OnProgress, *, commands: Sequence[
     # A federated run takes longest: what is left at the end is short.
     train_all([*federated, *trained], on_progress, processes=config.processes or os.cpu_count() or 1)
     by_normalizer = [run for normalizer in config.normalizers for run in trained if run.normalizer == normalizer]
-    runs = [read_run(run.folder()) for run in (*by_normalizer, *federated)]
+    ordered: list[AnyConfig] = [*by_normalizer, *federated]
+    runs = [read_run(run.folder()) for run in ordered]
     halves = compare_runs(runs)
     findings = halves.findings()
     page = folder / "report.html"
