@@ -35,6 +35,22 @@ def is_part(small: torch.Tensor, large: torch.Tensor) -> bool:
     return bool((windows == small[:, None, None]).all(dim=(0, 3, 4)).any())
 
 
+def test_rotation_turns_by_an_angle_within_its_range_and_changes_nothing_else():
+    image = photo(9, 9)
+    expected = {seed: Random(seed).uniform(-30, 30) for seed in range(20)}
+    for seed, angle in expected.items():
+        turned = view(image, 9, seed=seed, crop_padding=0, flip=False, rotation=30)
+        assert torch.equal(turned, v2.functional.rotate(image, angle)), seed
+    assert max(expected.values()) > 20
+    assert min(expected.values()) < -20
+    assert torch.equal(view(image, 9, rotation=0.0), view(image, 9))
+    half = view(image, 9, seed=3, crop_padding=0, flip=False, rotation=180)
+    assert half.shape == image.shape
+    for degrees in (-1, 181, float("nan")):
+        with pytest.raises(ValueError, match=f"rotation={degrees}: give degrees from 0 to 180"):
+            Augment(rotation=degrees)
+
+
 @given(height=sizes, width=sizes, size=sizes, padding=st.integers(0, 4), resized=st.booleans(), seed=st.integers(0, 99))
 def test_every_view_is_a_square_of_the_size(height, width, size, padding, resized, seed):
     image = numbered(height, width)

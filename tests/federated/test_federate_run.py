@@ -9,6 +9,7 @@ import pytest
 import torch
 from domain_runs import OPTIMIZER, config, write_domains
 
+from batchless.data import Augment
 from batchless.federated import (
     FederateConfig,
     FederatedDataSettings,
@@ -210,6 +211,11 @@ def test_explaining_trains_and_writes_nothing(root, tmp_path):
 # Settings.
 
 
+def test_rotation_is_an_augmentation_of_a_federated_run():
+    settings = FederateConfig(data=FederatedDataSettings(rotation=30.0)).client_settings(device="cpu")
+    assert settings.augment == Augment(crop_padding=0, flip=False, rotation=30.0)
+
+
 def test_fedwon_brings_its_normalizer_and_its_clipping():
     assert FederateConfig(algorithm="fedwon").resolved_normalizer() == "none+sws"
     clips = {
@@ -235,6 +241,7 @@ def test_fedwon_brings_its_normalizer_and_its_clipping():
         ({"server": ServerSettings(momentum=0.5)}, "average has no setting 'momentum'"),
         ({"images_per_step": 32, "images_per_forward": 3}, "must be a multiple of images_per_forward=3"),
         ({"fraction": 0.0}, "fraction is a share of the clients, above 0 and at most 1; got 0.0"),
+        ({"domains_per_client": 2, "engine": "flower"}, "domains_per_client must be 1, got 2"),
         ({"rounds": 0}, "rounds must be 1 or more, got 0"),
         ({"workers": 0}, "workers must be 1 or more, got 0"),
         ({"device": "gpu"}, "device must be cpu"),
@@ -260,6 +267,7 @@ def test_a_wrong_setting_is_one_clear_line(given, message):
         ({"normalize": "mean"}, "data.normalize must be half, imagenet, none"),
         ({"crop_padding": -1}, "data.crop_padding must be 0 or more"),
         ({"color_jitter": 2.0}, "data: color_jitter"),
+        ({"rotation": 200.0}, "data: rotation=200.0: give degrees from 0 to 180"),
     ],
 )
 def test_a_wrong_setting_of_the_data_is_one_clear_line(given, message):
@@ -275,6 +283,7 @@ def test_a_wrong_setting_of_the_data_is_one_clear_line(given, message):
         ({"model": "cifar_resnet9"}, "depth is 6 n"),
         ({"data": {"unseen_domains": ("pail",)}}, "unseen domain 'pail'"),
         ({"data": {"domains": ("plane",)}}, "domain 'plane': there is none of that name"),
+        ({"domains_per_client": 4}, "domains_per_client=4: give 1 to 3, the domains with clients"),
         ({"clients_per_domain": 100}, "36 training images for 100 clients"),
         ({"model": "torchvision:alexnet"}, "torchvision:alexnet does not run on 8x8 images"),
     ],

@@ -67,6 +67,45 @@ def test_clients_hold_what_the_record_says():
         assert len(client.validation) == 5
 
 
+@pytest.mark.parametrize("several", [2, 3])
+def test_clients_that_mix_domains_hold_parts_of_each_and_no_image_twice(several):
+    whole = partition(TRAIN, TESTS, seed=0, clients_per_domain=2, domains_per_client=several)
+    assert len(whole.clients) == 6
+    names = list(TRAIN)
+    used: dict[str, list[int]] = {domain: [] for domain in TRAIN}
+    for client, row in zip(whole.clients, whole.record["clients"], strict=True):
+        first = client.id // 2
+        assert client.domains == tuple(names[(first + step) % 3] for step in range(several))
+        assert client.domain == row["domain"] == "+".join(client.domains)
+        sources = [client.train.source(i) for i in range(len(client.train))]
+        assert sources == [f"{domain} {index}" for domain in client.domains for index in row["train"][domain]]
+        labels = [client.train.label(i) for i in range(len(client.train))]
+        assert row["counts"] == [labels.count(label) for label in range(3)]
+        for domain, indices in row["train"].items():
+            used[domain] += indices
+    assert {domain: sorted(indices) for domain, indices in used.items()} == {
+        domain: list(range(len(images))) for domain, images in TRAIN.items()
+    }
+    assert json.loads(json.dumps(whole.record)) == whole.record
+
+
+def test_limits_of_a_mixing_client_are_shared_between_its_domains():
+    whole = partition(TRAIN, TESTS, seed=0, domains_per_client=3, images_per_client=8, validation_images=4)
+    for client, row in zip(whole.clients, whole.record["clients"], strict=True):
+        assert len(client.train) == 8
+        assert len(client.validation) == 4
+        assert sorted(map(len, row["train"].values())) == [2, 3, 3]
+        assert [len(client.validation_of(domain)) for domain in client.domains] == [1, 1, 2]
+
+
+def test_one_domain_per_client_is_what_it_was():
+    one, named = (
+        partition(TRAIN, TESTS, seed=0, clients_per_domain=2, **given) for given in ({}, {"domains_per_client": 1})
+    )
+    assert one.record == named.record
+    assert isinstance(one.record["clients"][0]["train"], list)
+
+
 def test_the_record_is_json_and_complete():
     record = partition(TRAIN, TESTS, seed=3, partitioner=Dirichlet(alpha=2, minimum=1), unseen=["y"]).record
     assert json.loads(json.dumps(record)) == record

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from domain_runs import config, write_domains
+from domain_runs import assert_same, config, result, write_domains
 
 from batchless.federated import run_federation
 from batchless.federated.preparation import open_federation
+from batchless.report.federated_partition import read_partitions
 from batchless.runs import read_run
 
 
@@ -68,6 +69,24 @@ def test_label_skew_from_dirichlet_01_to_iid(root, tmp_path):
     assert found == sorted(found, reverse=True)
     assert found[0] > 0.4
     assert found[-1] < 0.3
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedbn"])
+def test_clients_that_mix_domains_are_evaluated_on_each(name, root, tmp_path):
+    """Two workers and one have the same bits; every client's validation images count where they come from."""
+    data = {"validation_share": 0.2}
+    given = {"clients_per_domain": 2, "domains_per_client": 2, "data": data}
+    summary = one_round(name, root, tmp_path / "one", **given)
+    assert set(summary["domains"]) == {"inverted", "pale", "plain"}
+    assert all({"accuracy", "validation_accuracy"} <= set(figures) for figures in summary["domains"].values())
+    assert summary["images"] == 3 * 80 * 0.8
+    assert summary["test_accuracy"] == pytest.approx(np.mean([f["accuracy"] for f in summary["domains"].values()]))
+    one_round(name, root, tmp_path / "two", **given, workers=2)
+    assert_same(result(tmp_path / "one"), result(tmp_path / "two"))
+    (shown,), notes = read_partitions([read_run(tmp_path / "one")])
+    assert not notes
+    assert shown.domains == ("inverted+pale", "pale+plain", "plain+inverted")
+    assert {holder.validation for holder in shown.holders} == {8}
 
 
 @pytest.mark.parametrize("alpha", [0.1, 0.5, 1.0])

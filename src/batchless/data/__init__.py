@@ -2,6 +2,7 @@
 
 from batchless.data.augment import Augment as Augment
 from batchless.data.dataset import ImageDataset as ImageDataset
+from batchless.data.dataset import PooledImages as PooledImages
 from batchless.data.dataset import Subset as Subset
 from batchless.data.dataset import first_images as first_images
 from batchless.data.dataset import open_images as open_images

@@ -25,6 +25,8 @@ class Augment:
         scale: smallest and largest share of the image's area in that part, within (0, 1].
         ratio: smallest and largest width / height of that part.
         flip: mirror every second image, by chance; not for digits or letters.
+        rotation: turn by an angle of up to so many degrees either way, nearest pixels, black corners (torchvision's
+            RandomRotation); 0: none.
         rand_augment: so many operations of RandAugment (arXiv 1909.13719), which moves, turns and recolours; 0: none.
         rand_augment_magnitude: how strong they are, from 0 to 30; the paper has 9 for ResNet-50, with 2 operations.
         color_jitter: brightness, contrast and saturation are multiplied, in random order, by factors from `1 - color_jitter`
@@ -38,6 +40,7 @@ class Augment:
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = True
+    rotation: float = 0.0
     rand_augment: int = 0
     rand_augment_magnitude: int = 9
     color_jitter: float = 0.0
@@ -50,6 +53,8 @@ class Augment:
             raise ValueError(f"scale={self.scale}: give two shares of the area, 0 < smallest <= largest <= 1")
         if not 0 < self.ratio[0] <= self.ratio[1] < math.inf:
             raise ValueError(f"ratio={self.ratio}: give two ratios width / height, 0 < smallest <= largest")
+        if not 0 <= self.rotation <= 180:
+            raise ValueError(f"rotation={self.rotation}: give degrees from 0 to 180")
         if self.rand_augment < 0:
             raise ValueError(f"rand_augment={self.rand_augment}: give a number of operations, or 0 for none")
         if not 0 <= self.rand_augment_magnitude < _MAGNITUDES:
@@ -83,6 +88,8 @@ def augmented(image: Tensor, size: int, *, augment: Augment, rng: Random) -> Ten
             image = functional.crop(image, _upto(height - size, rng), _upto(width - size, rng), size, size)
     if mirrored:
         image = functional.horizontal_flip(image)
+    if augment.rotation:
+        image = functional.rotate(image, rng.uniform(-augment.rotation, augment.rotation))
     if augment.rand_augment:
         image = _rand_augmented(image, augment.rand_augment, augment.rand_augment_magnitude, rng=rng)
     return _jittered(image, augment.color_jitter, rng=rng) if augment.color_jitter else image

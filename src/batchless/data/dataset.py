@@ -93,6 +93,43 @@ class Subset:
         return self.dataset.source(self.indices[index])
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PooledImages:
+    """The images of several datasets, one after the other."""
+
+    parts: tuple[ImageDataset, ...]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Those of the first, which are those of all."""
+        return self.parts[0].classes
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def image(self, index: int) -> Tensor:
+        """The image as uint8 `[3, H, W]`."""
+        part, own = self._find(index)
+        return part.image(own)
+
+    def label(self, index: int) -> int:
+        """The index of the image's class in `classes`."""
+        part, own = self._find(index)
+        return part.label(own)
+
+    def source(self, index: int) -> str:
+        """Where the image comes from, as its dataset says."""
+        part, own = self._find(index)
+        return part.source(own)
+
+    def _find(self, index: int) -> tuple[ImageDataset, int]:
+        for part in self.parts:
+            if index < len(part):
+                return part, index
+            index -= len(part)
+        raise IndexError(index)
+
+
 def first_images(dataset: ImageDataset, n: int, *, seed: int) -> Subset:
     """The first n images of a seeded order in which every beginning has the classes in proportion.
 

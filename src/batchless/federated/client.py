@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from batchless.data import Augment, ChannelStatistics, ImageDataset
+from batchless.data import Augment, ChannelStatistics, PooledImages
 from batchless.federated.algorithms import Algorithm, Centralized, FedProx, FixBN
 from batchless.federated.client_privacy import clipped
 from batchless.federated.partition import Client, Federation
@@ -79,43 +79,6 @@ def participants(federation: Federation, algorithm: Algorithm) -> tuple[Client, 
         return federation.clients
     images = PooledImages(parts=tuple(client.train for client in federation.clients))
     return (Client(id=0, domain="all", train=images),)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class PooledImages:
-    """The images of several datasets, one after the other; a `batchless.data.ImageDataset`."""
-
-    parts: tuple[ImageDataset, ...]
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Those of the first, which are those of all."""
-        return self.parts[0].classes
-
-    def __len__(self) -> int:
-        return sum(map(len, self.parts))
-
-    def image(self, index: int) -> Tensor:
-        """The image as uint8 `[3, H, W]`."""
-        part, own = self._find(index)
-        return part.image(own)
-
-    def label(self, index: int) -> int:
-        """The index of the image's class in `classes`."""
-        part, own = self._find(index)
-        return part.label(own)
-
-    def source(self, index: int) -> str:
-        """Where the image comes from, as its dataset says."""
-        part, own = self._find(index)
-        return part.source(own)
-
-    def _find(self, index: int) -> tuple[ImageDataset, int]:
-        for part in self.parts:
-            if index < len(part):
-                return part, index
-            index -= len(part)
-        raise IndexError(index)
 
 
 def load_state(model: nn.Module, state: ServerState, local: Mapping[str, Tensor] | None) -> None:

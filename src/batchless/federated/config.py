@@ -86,6 +86,7 @@ class FederateConfig:
         normalizer: such as bn, gn+ws; None: the algorithm's own, none+sws for fedwon, else bn.
         rounds: in all.
         clients_per_domain: how many share a domain's images.
+        domains_per_client: of how many domains each client has images; with all, clients do not differ by domain.
         fraction: of the clients that take part in a round.
         min_clients: of a round's clients, so many must not fail.
         client_timeout: seconds that a client has for a round, and a domain for its evaluation; a client that takes longer is
@@ -123,6 +124,7 @@ class FederateConfig:
     normalizer: str | None = None
     rounds: int = 20
     clients_per_domain: int = 1
+    domains_per_client: int = 1
     fraction: float = 1.0
     min_clients: int = 1
     client_timeout: float | None = None
@@ -156,6 +158,7 @@ class FederateConfig:
         for name in (
             "rounds",
             "clients_per_domain",
+            "domains_per_client",
             "min_clients",
             "evaluate_every",
             "checkpoint_rounds",
@@ -174,6 +177,10 @@ class FederateConfig:
             raise ValueError(f"engine must be processes or flower, got {self.engine!r}")
         if self.engine != "flower":
             return
+        if self.domains_per_client != 1:
+            raise ValueError(
+                f"under flower a client has images of one domain: domains_per_client must be 1, got {self.domains_per_client}"
+            )
         if self.client_timeout is not None:
             raise ValueError("client_timeout is of engine=processes: under flower set flower.round_timeout")
         if self.unseen == "mean":

@@ -38,6 +38,7 @@ class FederatedDataSettings:
         crop_padding: random crops after padding by so many pixels.
         random_resized_crop: random parts resized (ImageNet's way) instead.
         flip: mirror images at random; not for digits.
+        rotation: turn by up to so many degrees either way, at random; FedBN has 30 for photographs.
         rand_augment: so many operations of RandAugment on each training image; 0: none.
         color_jitter: how far brightness, contrast and saturation change; 0: not.
     """
@@ -60,6 +61,7 @@ class FederatedDataSettings:
     crop_padding: int = 0
     random_resized_crop: bool = False
     flip: bool = False
+    rotation: float = 0.0
     rand_augment: int = 0
     color_jitter: float = 0.0
 
@@ -106,6 +108,7 @@ class FederatedDataSettings:
             crop_padding=self.crop_padding,
             random_resized_crop=self.random_resized_crop,
             flip=self.flip,
+            rotation=self.rotation,
             rand_augment=self.rand_augment,
             color_jitter=self.color_jitter,
         )

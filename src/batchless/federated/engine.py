@@ -94,7 +94,7 @@ def torch_threads(count: int) -> Iterator[None]:
 
 def needed_locals(federation: Federation, locals: Locals, domain: str) -> Locals:
     """Those of `locals` that the evaluation of a domain reads: all, where a model has to be made of other clients'."""
-    own = [client.id for client in federation.clients if client.domain == domain]
+    own = [client.id for client in federation.clients if domain in client.domains]
     return {client: locals[client] for client in own} if own and locals.keys() >= set(own) else locals
 
 

@@ -123,27 +123,28 @@ class _Evaluation:
 
     def of_domain(self, domain: str) -> dict[str, float]:
         test = self.tests[domain]
-        own = [client for client in self.clients if client.domain == domain]
+        own = [client for client in self.clients if domain in client.domains]
         if not self.initial:
             figures = self._figures([test])
-            return figures | _validation(self._figures(client.validation for client in own))
+            return figures | _validation(self._figures(client.validation_of(domain) for client in own))
         if not own and isinstance(self.algorithm, Standalone):
-            return self._of_clients(self.clients, test)
+            return self._of_clients(self.clients, domain)
         if not own:
             self._make_unseen(test)
             return self._figures([test]) | {"unseen": 1.0}
-        return self._of_clients(own, test)
+        return self._of_clients(own, domain)
 
-    def _of_clients(self, clients: Sequence[Client], test: ImageDataset) -> dict[str, float]:
+    def _of_clients(self, clients: Sequence[Client], domain: str) -> dict[str, float]:
         """The mean over the clients' own models; a client without a test image counts where it has figures."""
-        return mean_over_clients([self._of_share(client, test, clients) for client in clients])
+        return mean_over_clients([self._of_share(client, domain, clients) for client in clients])
 
     def of_client(self, client: Client) -> dict[str, float]:
         own = [each for each in self.clients if each.domain == client.domain]
-        return self._of_share(client, self.tests[client.domain], own)
+        return self._of_share(client, client.domain, own)
 
-    def _of_share(self, client: Client, test: ImageDataset, among: Sequence[Client]) -> dict[str, float]:
-        """Of the client's own model, on its share of the test images."""
+    def _of_share(self, client: Client, domain: str, among: Sequence[Client]) -> dict[str, float]:
+        """Of the client's own model, on its share of the domain's test images."""
+        test = self.tests[domain]
         position = [each.id for each in among].index(client.id)
         share = Subset(dataset=test, indices=tuple(range(position, len(test), len(among))))
         seen = client.id in self.locals or isinstance(self.algorithm, Standalone)
@@ -151,7 +152,7 @@ class _Evaluation:
             self._load_local(self.locals.get(client.id, self.initial))
         else:
             self._make_unseen(client.train)
-        figures = self._figures([share]) | _validation(self._figures([client.validation]))
+        figures = self._figures([share]) | _validation(self._figures([client.validation_of(domain)]))
         return figures if seen else figures | {"unseen": 1.0}
 
     def _make_unseen(self, images: ImageDataset) -> None:

@@ -1,30 +1,41 @@
 """Who holds which images: from domains of images to clients, with the record that says so."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from batchless.data import ImageDataset, Subset
+from batchless.data import ImageDataset, PooledImages, Subset
 from batchless.federated.partitioners import IID, Partitioner, partitioner_name
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Client:
-    """One participant: some images of one domain.
+    """One participant: some images of one domain, or of several.
 
     Attributes:
         id: its place in the partition, from 0 on; the order of everything.
-        domain: where its images come from.
+        domain: where its images come from; of several domains, their names with + between.
         train: the images it trains on, one or more.
         validation: the images it sets aside; None: it sets none aside.
+        shares: of a client with several domains: what it sets aside of each; else empty.
     """
 
     id: int
     domain: str
     train: ImageDataset
     validation: ImageDataset | None = None
+    shares: Mapping[str, ImageDataset | None] = field(default_factory=dict)
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """All of which it has images."""
+        return tuple(self.shares) or (self.domain,)
+
+    def validation_of(self, domain: str) -> ImageDataset | None:
+        """What it sets aside of one of its domains; of another one, all it sets aside."""
+        return self.shares.get(domain, self.validation)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,8 +48,9 @@ class Federation:
         domains: all of them, also those without a client (`unseen` in the record).
         classes: the same in all domains.
         record: JSON-ready: `partitioner` (its `name` and settings), `seed`, `classes`, `domains`, `unseen`; `clients`, a
-            list of `id`, `domain`, `train` and `validation` (indices into the domain's training images), `counts` (training
-            images of each class) and `validation_counts`; and `tests`, for each domain `images` and `counts`.
+            list of `id`, `domain`, `train` and `validation` (indices into the domain's training images; of several domains
+            these are lists by domain), `counts` (training images of each class) and `validation_counts`; and `tests`, for each
+            domain `images` and `counts`.
     """
 
     clients: tuple[Client, ...]
@@ -55,6 +67,7 @@ def partition(
     seed: int,
     partitioner: Partitioner | None = None,
     clients_per_domain: int = 1,
+    domains_per_client: int = 1,
     images_per_client: int | None = None,
     validation_images: int = 0,
     validation_share: float = 0.0,
@@ -70,6 +83,9 @@ def partition(
         seed: with the domain's name, of all random numbers.
         partitioner: the rule within a domain; None: `IID()`.
         clients_per_domain: 1 is the partition by domain.
+        domains_per_client: k; each of a domain's clients also has images of the k - 1 domains that follow it (after the last
+            comes the first), so that a domain is shared by k times `clients_per_domain` clients. 1: images of one domain only;
+            the number of domains: every client has images of all. The next two limits are shared between its domains.
         images_per_client: train on so many at most; the others between them and the validation images are left out.
         validation_images: so many of each client's images validate.
         validation_share: this share of each client's images validates; not both.
@@ -84,23 +100,32 @@ def partition(
     rule = IID() if partitioner is None else partitioner
     clients: list[Client] = []
     rows: list[dict[str, Any]] = []
-    for domain, images in train.items():
-        if domain in unseen:
-            continue
-        labels = [images.label(index) for index in range(len(images))]
-        for part in _split(labels, clients_per_domain, rule, domain=domain, seed=seed):
-            number = len(clients)
-            held_out = validation_images or round(validation_share * len(part))
-            used, kept = part[: max(len(part) - held_out, 0)][:images_per_client], part[len(part) - held_out :]
-            if not used:
+    seen = [domain for domain in train if domain not in unseen]
+    if not seen:
+        raise ValueError(f"unseen={sorted(unseen)}: no domain is left to train on, there are {', '.join(train)}")
+    if not 1 <= domains_per_client <= len(seen):
+        raise ValueError(f"domains_per_client={domains_per_client}: give 1 to {len(seen)}, the domains with clients")
+    labels = {domain: [train[domain].label(index) for index in range(len(train[domain]))] for domain in seen}
+    number = clients_per_domain * domains_per_client
+    parts = {domain: _split(labels[domain], number, rule, domain=domain, seed=seed) for domain in seen}
+    for first in range(len(seen)):
+        for turn in range(clients_per_domain):
+            whole = {
+                seen[(first + step) % len(seen)]: parts[seen[(first + step) % len(seen)]][
+                    turn * domains_per_client + step
+                ]
+                for step in range(domains_per_client)
+            }
+            shares = _used_and_kept(whole, images_per_client, validation_images, validation_share)
+            if not any(used for used, _ in shares.values()):
+                size = sum(map(len, whole.values()))
+                held_out = validation_images or sum(len(kept) for _, kept in shares.values())
                 raise ValueError(
-                    f"domain {domain!r}: client {number} has {len(part)} images, {held_out} of them for validation,"
+                    f"domain {seen[first]!r}: client {len(clients)} has {size} images, {held_out} of them for validation,"
                     " and none left to train on: fewer clients per domain, or fewer validation images"
                 )
-            clients.append(_client(number, domain, images, used, kept))
-            rows.append(_row(number, domain, labels, used, kept, len(classes)))
-    if not clients:
-        raise ValueError(f"unseen={sorted(unseen)}: no domain is left to train on, there are {', '.join(train)}")
+            clients.append(_client(len(clients), train, shares))
+            rows.append(_row(len(rows), labels, shares, len(classes)))
     record = {
         "partitioner": {"name": partitioner_name(rule), **asdict(rule)},
         "seed": seed,
@@ -135,26 +160,63 @@ def _split(labels: Sequence[int], clients: int, partitioner: Partitioner, *, dom
     return parts
 
 
-def _client(number: int, domain: str, images: ImageDataset, used: Sequence[int], kept: Sequence[int]) -> Client:
+def _used_and_kept(
+    whole: Mapping[str, list[int]], images: int | None, validation_images: int, validation_share: float
+) -> dict[str, tuple[list[int], list[int]]]:
+    """A client's images of each domain: the first ones train, the last ones validate."""
+    shares = {}
+    for step, (domain, part) in enumerate(whole.items()):
+        held_out = _portion(validation_images, step, len(whole)) or round(validation_share * len(part))
+        begin = max(len(part) - held_out, 0)
+        limit = None if images is None else _portion(images, step, len(whole))
+        shares[domain] = part[:begin][:limit], part[begin:]
+    return shares
+
+
+def _portion(whole: int, step: int, of: int) -> int:
+    """The `step`-th of `of` portions of `whole`, which differ by one at most.
+
+    >>> [_portion(8, step, 3) for step in range(3)]
+    [2, 3, 3]
+    """
+    return whole * (step + 1) // of - whole * step // of
+
+
+def _client(
+    number: int, train: Mapping[str, ImageDataset], shares: Mapping[str, tuple[list[int], list[int]]]
+) -> Client:
+    used = [Subset(dataset=train[domain], indices=tuple(indices)) for domain, (indices, _) in shares.items()]
+    kept = {
+        domain: Subset(dataset=train[domain], indices=tuple(indices)) if indices else None
+        for domain, (_, indices) in shares.items()
+    }
+    there = tuple(part for part in kept.values() if part is not None)
+    several = len(shares) > 1
     return Client(
         id=number,
-        domain=domain,
-        train=Subset(dataset=images, indices=tuple(used)),
-        validation=Subset(dataset=images, indices=tuple(kept)) if kept else None,
+        domain="+".join(shares),
+        train=PooledImages(parts=tuple(used)) if several else used[0],
+        validation=(PooledImages(parts=there) if several else there[0]) if there else None,
+        shares=kept if several else {},
     )
 
 
 def _row(
-    number: int, domain: str, labels: Sequence[int], used: list[int], kept: list[int], classes: int
+    number: int,
+    labels: Mapping[str, Sequence[int]],
+    shares: Mapping[str, tuple[list[int], list[int]]],
+    classes: int,
 ) -> dict[str, Any]:
     """The client's part of the record."""
+    used, kept = ({domain: share[place] for domain, share in shares.items()} for place in (0, 1))
+    several = len(shares) > 1
     return {
         "id": number,
-        "domain": domain,
-        "train": used,
-        "validation": kept,
-        "counts": _counts([labels[index] for index in used], classes),
-        "validation_counts": _counts([labels[index] for index in kept], classes),
+        "domain": "+".join(shares),
+        "train": used if several else next(iter(used.values())),
+        "validation": kept if several else next(iter(kept.values())),
+        "counts": _counts([labels[domain][index] for domain in used for index in used[domain]], classes),
+        "validation_counts": _counts([labels[domain][index] for domain in kept for index in kept[domain]], classes),
     }
 
 

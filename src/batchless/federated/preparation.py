@@ -88,6 +88,7 @@ def open_federation(config: FederateConfig) -> Federation:
         seed=data.seed,
         partitioner=data.rule(),
         clients_per_domain=config.clients_per_domain,
+        domains_per_client=config.domains_per_client,
         images_per_client=data.images_per_client,
         unseen=data.unseen_domains,
         **data.held_out(),

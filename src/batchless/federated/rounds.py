@@ -223,7 +223,7 @@ class Rounds:
 
     def mean(self) -> dict[str, float]:
         """Of the latest figures, over the domains that have clients; `unseen` counts, and has no mean."""
-        having = {client.domain for client in self.workplace.federation.clients}
+        having = {domain for client in self.workplace.federation.clients for domain in client.domains}
         rows = [figures for domain, figures in self.domains.items() if domain in having]
         names = {name: None for figures in rows for name in figures if name != "unseen"}
         columns = {name: [figures[name] for figures in rows if name in figures] for name in names}

@@ -1,16 +1,22 @@
 """The residual networks of the CIFAR experiments (He et al., arXiv 1512.03385, section 4.2), built with BatchNorm."""
 
+from typing import ClassVar
+
 from torch import Tensor, nn
+
+from batchless.nn.residual_block import ResidualBlock
 
 _WIDTHS = (16, 32, 64)
 
 
-class CifarBlock(nn.Module):
+class CifarBlock(ResidualBlock):
     """Two 3x3 convolutions with a shortcut; a 1x1 convolution on the shortcut where the shape changes.
 
     The paper pads the shortcut with zero channels there; the projection (its option B) has a normalization, so that every
     normalizer acts on every path, as in the ImageNet networks.
     """
+
+    last_normalization: ClassVar[str] = "bn2"
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()

@@ -98,9 +98,14 @@ class BcnMicro:
 
 @dataclass(frozen=True, kw_only=True)
 class NoNorm:
-    """No normalization of activations."""
+    """No normalization of activations.
+
+    `skip`: `as-built`, a residual branch ends in a SkipInit scalar where the network was built with a zero gain there;
+    `skip-init`, every branch of a known residual block does.
+    """
 
     name: ClassVar[str] = "none"
+    skip: Literal["as-built", "skip-init"] = "as-built"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ MOST = 4  # partitions shown
 
 @dataclass(frozen=True, kw_only=True)
 class Holder:
-    """A client: its domain, how many training images of each class it has, and how many images validate."""
+    """A client: its domain (several with + between), training images of each class, and how many images validate."""
 
     id: int
     domain: str
@@ -105,7 +105,7 @@ def _partition(value: Any) -> Partition:
             id=int(client["id"]),
             domain=str(client["domain"]),
             counts=_counts(client["counts"], classes),
-            validation=len(client.get("validation") or ()),
+            validation=_length(client.get("validation") or ()),
         )
         for client in value["clients"]
     )
@@ -119,6 +119,11 @@ def _partition(value: Any) -> Partition:
         tests=tuple((str(domain), int(test["images"])) for domain, test in value["tests"].items()),
         unseen=tuple(map(str, value.get("unseen", ()))),
     )
+
+
+def _length(indices: Any) -> int:
+    """How many; of a client with several domains there is a list for each."""
+    return sum(map(len, indices.values())) if isinstance(indices, dict) else len(indices)
 
 
 def _counts(counts: Any, classes: Sequence[str]) -> tuple[int, ...]:

@@ -179,7 +179,7 @@ def holder_rows(partition: Partition) -> list[tuple[str, ...]]:
         rows.append(
             (
                 domain,
-                str(len(own)) if own else "0 (unseen)",
+                str(len(own)) if own else "0 (unseen)" if domain in partition.unseen else "with other domains",
                 _range([sum(holder.counts) for holder in own]),
                 _range([sum(count > 0 for count in holder.counts) for holder in own]),
                 f"{sum(holder.validation for holder in own):,}",

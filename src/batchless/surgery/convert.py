@@ -10,6 +10,7 @@ from torch import nn
 from batchless.nn.batch_channel_norm import BatchChannelNorm
 from batchless.nn.batch_norm import FrozenBatchNorm
 from batchless.nn.normalizer import Act, Bn, FrozenBn, NoNorm, Normalizer, SyncBn, parse_normalizer
+from batchless.nn.skip_init import SkipInit
 from batchless.surgery.dataflow import pairs_by_example
 from batchless.surgery.pairs import Pairs, pairs_by_structure
 from batchless.surgery.recognize import (
@@ -28,6 +29,7 @@ from batchless.surgery.replace import (
     fits_fan_in,
 )
 from batchless.surgery.report import Action, ConversionReport, Entry
+from batchless.surgery.residual import KNOWN_BLOCKS, residual_ends
 from batchless.surgery.swap import Places, copy_of, keep_own_attributes
 
 Skip = Callable[[nn.Module, str], bool]
@@ -75,7 +77,8 @@ def convert(
 
     Carried over: weights always; affine maps into gn, ln, in and bcn; running statistics only where the layer before keeps
     its function (with a reparameterized weight they would be off by orders of magnitude; `recalibrate` re-estimates them).
-    Gains that start at zero go to BCN's per-group gain, and for `none` to a learnable scalar.
+    Gains that start at zero go to BCN's per-group gain, and for `none` to a learnable scalar; with `none(skip=skip-init)` every
+    branch of a residual block of torchvision's and timm's ResNets and of ours ends in such a scalar.
 
     Args:
         model: any module; it is not changed.
@@ -179,6 +182,7 @@ class _Surgery:
     ranks: dict[str, int] = field(default_factory=dict)
     fresh_statistics: bool = False
     dead: int = 0
+    ends: frozenset[str] = frozenset()
 
     @property
     def model(self) -> nn.Module:
@@ -186,6 +190,13 @@ class _Surgery:
         return self.places.model
 
     def run(self) -> None:
+        if isinstance(self.name.act, NoNorm) and self.name.act.skip == "skip-init":
+            self.ends = residual_ends(self.model)
+            if not self.ends:
+                raise ValueError(
+                    f"{self.name}: {type(self.model).__name__} has no residual block of a known type ({KNOWN_BLOCKS}): "
+                    "use none, where a last gain of 0 becomes SkipInit"
+                )
         steps = {id(module.batch_norm) for module in self.model.modules() if isinstance(module, BatchChannelNorm)}
         modules = [item for item in self.model.named_modules() if id(item[1]) not in steps]
         for qualified, module in modules:
@@ -299,6 +310,9 @@ class _Surgery:
         """What stands in place of a removed normalization: nothing, or a copy where in-place code would hit its input."""
         guessed = self.pairs.seen.isdisjoint((qualified, *feeding))
         overwritten = qualified in self.pairs.overwritten or (guessed and not feeding)
+        if qualified in self.ends and isinstance(built.layer, nn.Identity):
+            scalar = SkipInit(source.num_features, device=source.device, dtype=source.dtype)
+            built = Built(scalar, "ends a residual branch: a scalar that starts at 0")
         layer, details = built.layer, [built.detail, self._bias_in_place_of_norm(feeding, source)]
         if overwritten and isinstance(layer, nn.Identity):
             layer = nn.ZeroPad1d(0)  # torch's own layer that copies

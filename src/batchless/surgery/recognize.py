@@ -140,9 +140,9 @@ def read_convolution(module: nn.Module) -> ConvolutionSource | str:
     if type(module) in _timm("Conv2dSame"):
         assert isinstance(module, nn.Conv2d)
         return ConvolutionSource(nn.Conv2d, SamePad(module.kernel_size, module.stride, module.dilation))
-    if type(module) in _imported("segmentation_models_pytorch.encoders._efficientnet", "Conv2dStaticSamePadding"):
+    if type(module) in imported("segmentation_models_pytorch.encoders._efficientnet", "Conv2dStaticSamePadding"):
         return ConvolutionSource(nn.Conv2d, module.static_padding)  # type: ignore[arg-type]
-    if type(module) in _imported("segmentation_models_pytorch.encoders._efficientnet", "Conv2dDynamicSamePadding"):
+    if type(module) in imported("segmentation_models_pytorch.encoders._efficientnet", "Conv2dDynamicSamePadding"):
         assert isinstance(module, nn.Conv2d)
         return ConvolutionSource(nn.Conv2d, SamePad(module.kernel_size, module.stride, module.dilation))
     for plain in PLAIN_CONVOLUTIONS:
@@ -189,10 +189,10 @@ def _spatial_dimensions(module: nn.Module) -> int | None:
 
 
 def _timm(*names: str) -> tuple[type[nn.Module], ...]:
-    return _imported("timm.layers", *names)
+    return imported("timm.layers", *names)
 
 
-def _imported(module: str, *names: str) -> tuple[type[nn.Module], ...]:
+def imported(module: str, *names: str) -> tuple[type[nn.Module], ...]:
     """Classes of a library if it is imported; if it is not, no model can hold one of its layers."""
     loaded = sys.modules.get(module)
     return tuple(getattr(loaded, name) for name in names if hasattr(loaded, name))
