@@ -147,7 +147,11 @@ def _folders(
         raise ValueError(
             f"{root}: there are no training images, whose maps tell the classes: add {root / 'classes.txt'}"
         )
-    values = {value for image in training for value in image.read_map().unique().tolist()} - set(ignore)
+    values = {
+        value
+        for image in training
+        for value in image.read_map().flatten().long().bincount().nonzero().flatten().tolist()
+    } - set(ignore)
     classes = tuple(str(value) for value in sorted(values))
     if not classes:
         raise ValueError(f"{folders[1]}: every pixel of the training maps is ignored: nothing to learn")
