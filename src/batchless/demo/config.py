@@ -46,9 +46,9 @@ FEDERATION = FederateConfig(
 SEGMENTATION = TrainConfig(
     task="segment",
     model="cifar_resnet8_lraspp",
-    images=4800,
+    images=2400,
     images_per_step=8,
-    evaluations=3,
+    evaluations=2,
     data=DataSettings(test_images=100),
     optimizer=OptimizerSettings(learning_rate=0.3, clip_norm=10.0),
 )
