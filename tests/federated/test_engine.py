@@ -302,6 +302,6 @@ def test_shared_memory_that_is_too_small_is_said_before_anything_starts(monkeypa
     place = workplace(client(0), client(1))
     state = begin(place)
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10))
-    monkeypatch.setattr("batchless.federated.workers._SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr("batchless.federated.packing._SHARED_MEMORY", tmp_path)
     with pytest.raises(ValueError, match=r"2 workers need about \d+ MB in .*, 0 MB are free: use fewer workers"):
         WorkerEngine(place, state, count=2, threads=1)

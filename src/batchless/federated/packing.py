@@ -1,13 +1,16 @@
 """Many tensors as one: what travels between processes is one buffer and a list of what lies where."""
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from batchless.federated.update import Update
 
+_SHARED_MEMORY = Path("/dev/shm")
 _ALIGNMENT = 64
 """Bytes; as torch's own memory is, so that a view can be of any type and is read as fast."""
 
@@ -124,3 +127,20 @@ def separate_locals(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor
         client, _, name = key.partition("/")
         locals.setdefault(int(client), {})[name] = tensor
     return locals
+
+
+def require_shared_memory(state: Mapping[str, Tensor], count: int) -> None:
+    """ValueError if there is no room for two updates of each of `count` workers and the state.
+
+    A full /dev/shm would end the process without a word.
+    """
+    if not _SHARED_MEMORY.is_dir():  # another system than Linux
+        return
+    tensors = state.values()
+    needed = sum(tensor.nbytes for tensor in tensors) + 2 * count * 8 * sum(tensor.numel() for tensor in tensors)
+    free = shutil.disk_usage(_SHARED_MEMORY).free
+    if needed > free:
+        raise ValueError(
+            f"{count} workers need about {needed >> 20} MB in {_SHARED_MEMORY}, {free >> 20} MB are free: "
+            "use fewer workers, or give the container more (docker run --shm-size)"
+        )

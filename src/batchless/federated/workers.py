@@ -2,7 +2,6 @@
 
 import math
 import pickle
-import shutil
 import signal
 import sys
 import time
@@ -13,7 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +22,7 @@ from batchless.federated.engine import Figures, Locals, Workplace, needed_locals
 from batchless.federated.packing import (
     Packed,
     joined_locals,
+    require_shared_memory,
     separate_locals,
     tensors_of,
     with_tensors,
@@ -33,7 +32,6 @@ from batchless.federated.server import ServerState
 from batchless.federated.update import ClientFailedError, Update, failed
 from batchless.runs.atomic import reason
 
-_SHARED_MEMORY = Path("/dev/shm")
 _AHEAD = 3
 """Positions per worker that may be trained before the first of them is summed: a slow client makes the others wait then."""
 
@@ -134,7 +132,7 @@ class WorkerEngine:
         self, workplace: Workplace, state: ServerState, *, count: int, threads: int, timeout: float | None = None
     ) -> None:
         self.workplace, self.threads, self.timeout = workplace, threads, timeout
-        _require_shared_memory(state, count)
+        require_shared_memory({**state.shared, **state.initial}, count)
         self.shared = Packed.of(state.shared).in_shared_memory()
         self.initial = Packed.of(state.initial)
         self.planned_rounds = state.planned_rounds
@@ -343,17 +341,3 @@ class _Answers:
             return None
         self.slots[slot] = Packed.of(tensors).in_shared_memory()
         return self.slots[slot]
-
-
-def _require_shared_memory(state: ServerState, count: int) -> None:
-    """Two updates of each worker and the state; a full /dev/shm would end the process without a word."""
-    if not _SHARED_MEMORY.is_dir():  # another system than Linux
-        return
-    tensors = [*state.shared.values(), *state.initial.values()]
-    needed = sum(tensor.nbytes for tensor in tensors) + 2 * count * 8 * sum(tensor.numel() for tensor in tensors)
-    free = shutil.disk_usage(_SHARED_MEMORY).free
-    if needed > free:
-        raise ValueError(
-            f"{count} workers need about {needed >> 20} MB in {_SHARED_MEMORY}, {free >> 20} MB are free: "
-            "use fewer workers, or give the container more (docker run --shm-size)"
-        )

@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from batchless.nn.batch_channel_norm import BatchChannelNorm
-from batchless.nn.batch_norm import FrozenBatchNorm
-from batchless.nn.normalizer import Act, Bn, FrozenBn, NoNorm, Normalizer, SyncBn, parse_normalizer
+from batchless.nn.normalizer import Bn, FrozenBn, NoNorm, Normalizer, SyncBn, parse_normalizer
 from batchless.nn.skip_init import SkipInit
 from batchless.surgery.dataflow import pairs_by_example
 from batchless.surgery.pairs import Pairs, pairs_by_structure
@@ -27,9 +26,10 @@ from batchless.surgery.replace import (
     build_convolution,
     build_norm,
     fits_fan_in,
+    is_already,
 )
 from batchless.surgery.report import Action, ConversionReport, Entry
-from batchless.surgery.residual import KNOWN_BLOCKS, residual_ends
+from batchless.surgery.residual import residual_ends
 from batchless.surgery.swap import Places, copy_of, keep_own_attributes
 
 Skip = Callable[[nn.Module, str], bool]
@@ -77,8 +77,7 @@ def convert(
 
     Carried over: weights always; affine maps into gn, ln, in and bcn; running statistics only where the layer before keeps
     its function (with a reparameterized weight they would be off by orders of magnitude; `recalibrate` re-estimates them).
-    Gains that start at zero go to BCN's per-group gain, and for `none` to a learnable scalar; with `none(skip=skip-init)` every
-    branch of a residual block of torchvision's and timm's ResNets and of ours ends in such a scalar.
+    Gains that start at zero go to BCN's per-group gain, for `none` to a scalar (`none(skip=skip-init)`: at each branch's end).
 
     Args:
         model: any module; it is not changed.
@@ -192,11 +191,6 @@ class _Surgery:
     def run(self) -> None:
         if isinstance(self.name.act, NoNorm) and self.name.act.skip == "skip-init":
             self.ends = residual_ends(self.model)
-            if not self.ends:
-                raise ValueError(
-                    f"{self.name}: {type(self.model).__name__} has no residual block of a known type ({KNOWN_BLOCKS}): "
-                    "use none, where a last gain of 0 becomes SkipInit"
-                )
         steps = {id(module.batch_norm) for module in self.model.modules() if isinstance(module, BatchChannelNorm)}
         modules = [item for item in self.model.named_modules() if id(item[1]) not in steps]
         for qualified, module in modules:
@@ -274,7 +268,7 @@ class _Surgery:
         if isinstance(source, str):
             self.fresh_statistics |= not holds
             return self._note(qualified, "skipped", module, None, source + stale)
-        if _is_already(self.name.act, module, holds):
+        if is_already(self.name.act, module, holds):
             return self._keep_batch_norm(qualified, module, holds)
         rank = self.pairs.rank.get(qualified)
         if rank is None and feeding and isinstance(self.model.get_submodule(feeding[0]), nn.Linear):
@@ -354,10 +348,3 @@ class _Surgery:
     def _note(self, qualified: str, action: Action, was: nn.Module, now: nn.Module | None, detail: str) -> None:
         after = type(was).__name__ if now is None else type(now).__name__
         self.entries.append(Entry(name=qualified, action=action, was=type(was).__name__, now=after, detail=detail))
-
-
-def _is_already(act: Act, module: nn.Module, statistics_hold: bool) -> bool:
-    """Whether a batch normalization is what the name asks for and stays the very module it is."""
-    if isinstance(act, Bn):
-        return isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and not isinstance(module, nn.SyncBatchNorm)
-    return isinstance(act, FrozenBn) and isinstance(module, FrozenBatchNorm) and statistics_hold

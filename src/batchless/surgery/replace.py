@@ -92,6 +92,13 @@ def build_norm(
             return _batch_norm(act, source, statistics_hold, rank)
 
 
+def is_already(act: Act, module: nn.Module, statistics_hold: bool) -> bool:
+    """Whether a batch normalization is what the name asks for and stays the very module it is."""
+    if isinstance(act, Bn):
+        return isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and not isinstance(module, nn.SyncBatchNorm)
+    return isinstance(act, FrozenBn) and isinstance(module, layers.FrozenBatchNorm) and statistics_hold
+
+
 def starts_at_zero(source: BatchNormSource) -> bool:
     """Whether the layer's gains are all zero: a residual branch that begins as nothing."""
     return source.weight is not None and not source.weight.is_meta and not bool(source.weight.detach().any())

@@ -12,6 +12,8 @@ KNOWN_BLOCKS = "torchvision's and timm's BasicBlock and Bottleneck, and CifarBlo
 def residual_ends(model: nn.Module) -> frozenset[str]:
     """The qualified names of the normalizations that end a residual branch, in blocks of `KNOWN_BLOCKS`.
 
+    ValueError if there is none.
+
     >>> sorted(residual_ends(resnet.BasicBlock(4, 4)))
     ['bn2']
     """
@@ -28,4 +30,9 @@ def residual_ends(model: nn.Module) -> frozenset[str]:
             last = "bn3"
         if last is not None:
             found.add(f"{name}.{last}".lstrip("."))
+    if not found:
+        raise ValueError(
+            f"{type(model).__name__} has no residual block of a known type ({KNOWN_BLOCKS}) for skip=skip-init: use none "
+            "without it, where a last gain of 0 becomes SkipInit"
+        )
     return frozenset(found)
