@@ -18,11 +18,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from batchless.runs import read_run
-from studies.running import ended, keep, kept
+from studies.running import ended, keep_run, kept
 
 RESULTS = Path("docs/studies/cifar10.json")
 EPOCH = 10_000
@@ -116,7 +115,7 @@ def _parse() -> argparse.Namespace:
 def _run(cell: Cell, options: argparse.Namespace) -> bool:
     folder = options.out / cell.name
     if ended(folder):
-        _keep(cell, folder)
+        keep_run(RESULTS, cell.name, folder, asdict(cell))
         return True
     shutil.rmtree(folder, ignore_errors=True)
     command = cell.command(root=options.root, folder=folder)
@@ -125,25 +124,8 @@ def _run(cell: Cell, options: argparse.Namespace) -> bool:
     if done.returncode != 0 or not ended(folder):
         print(f"{cell.name}: {done.stderr.strip()[-400:]}", flush=True)
         return False
-    _keep(cell, folder)
+    keep_run(RESULTS, cell.name, folder, asdict(cell))
     return True
-
-
-def _keep(cell: Cell, folder: Path) -> None:
-    run = read_run(folder)
-    summary = run.summary or {}
-    record = {
-        "stage": cell.stage,
-        "normalizer": run.config["normalizer"],
-        "images_per_forward": cell.images_per_forward,
-        "seed": cell.seed,
-        "epochs": cell.epochs,
-        "summary": summary,
-        "tests": [line for line in run.metrics if line.get("kind") == "test"],
-        "machine": {key: value for key, value in run.environment.items() if key != "command"},
-    }
-    keep(RESULTS, cell.name, record)
-    print(f"{cell.name}: {100 * summary['test_accuracy']:.1f} % in {summary['seconds']:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

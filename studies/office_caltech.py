@@ -35,9 +35,8 @@ from torchvision.transforms.v2 import functional
 from batchless.data import ImageDataset, open_images
 from batchless.data.domain_folders import find_domain_folders, open_domain_folder
 from batchless.data.folders import existing_folder
-from batchless.runs import read_run
 from studies.office_cells import SECONDS, Cell, cells
-from studies.running import ended, keep, kept
+from studies.running import ended, keep_run, kept
 
 RESULTS = Path("docs/studies/office_caltech.json")
 
@@ -169,22 +168,9 @@ def _run(cell: Cell, options: argparse.Namespace) -> bool:
         if done.returncode != 0 or not ended(folder):
             print(f"{cell.name}: {done.stderr.strip()[-400:]}", flush=True)
             return False
-    _keep(cell, folder)
+    keep_run(RESULTS, cell.name, folder, asdict(cell))
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return True
-
-
-def _keep(cell: Cell, folder: Path) -> None:
-    run = read_run(folder)
-    summary = run.summary or {}
-    record = asdict(cell) | {
-        "normalizer": run.config["normalizer"],
-        "summary": summary,
-        "tests": [line for line in run.metrics if line.get("kind") == "test"],
-        "machine": {key: value for key, value in run.environment.items() if key != "command"},
-    }
-    keep(RESULTS, cell.name, record)
-    print(f"{cell.name}: {100 * summary['test_accuracy']:.1f} % in {summary['seconds']:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

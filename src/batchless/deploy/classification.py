@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from batchless.data import ImageDataset, first_images, open_images
-from batchless.data.clips import ClipDataset, ClipRelabelled, open_clips
+from batchless.data.clips import ClipDataset, ClipRelabelled, first_clips, open_clips
 from batchless.tasks import Classify, ImageData, Trained
 from batchless.tasks.accuracy import Accuracy, PerImage
-from batchless.tasks.video import ClassifyClips, ClipData, limited_clips
+from batchless.tasks.limits import limited
+from batchless.tasks.video import ClassifyClips, ClipData
 from batchless.tasks.video.accuracy import ClipAccuracy
 from batchless.train import evaluate
 
@@ -88,7 +89,7 @@ def _of_clips(trained: Trained, root: str | None, workers: int, device: str) -> 
     settings = trained.config.data
     clips = open_clips(settings.root if root is None else root, "test")
     if root is None:
-        clips = limited_clips(clips, settings.test_images, seed=0, name="test_images")
+        clips = limited(clips, settings.test_images, first_clips, seed=0, name="test_images")
     clips = _clips_with_classes(clips, trained.classes)
     data = ClipData(
         train_clips=clips,

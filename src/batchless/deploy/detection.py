@@ -12,6 +12,7 @@ from torchvision.transforms.v2 import functional
 from batchless.data.folders import read_image
 from batchless.data.objects import DetectionImages
 from batchless.data.open_objects import open_objects
+from batchless.deploy.classes import labels_of_run
 from batchless.deploy.question import FoundObject, PredictConfig, Prediction, image_files
 from batchless.models.detectors import learns_masks
 from batchless.nn.standardized import standardized
@@ -20,7 +21,8 @@ from batchless.tasks import Trained
 from batchless.tasks.detect import AveragePrecision, Detect
 from batchless.tasks.detect.average_precision import detections
 from batchless.tasks.detect.pictures import drawn
-from batchless.tasks.detect.setup import detection_data, some_objects
+from batchless.tasks.detect.setup import detection_data
+from batchless.tasks.limits import some_images
 from batchless.tasks.pictures import save_jpeg
 from batchless.train import evaluate
 
@@ -48,7 +50,7 @@ def evaluate_detector(trained: Trained, root: str | None, *, workers: int, devic
     config = trained.config
     images = open_objects(config.data.root if root is None else root, "test")
     if root is None:
-        images = some_objects(images, config.data.test_images, seed=0, name="test")
+        images = some_images(images, config.data.test_images, seed=0, name="test")
     images = _with_classes(images, trained.classes)
     data = detection_data(config, images, images)
     data = replace(data, workers=workers)
@@ -72,12 +74,8 @@ def _with_classes(images: DetectionImages, classes: tuple[str, ...]) -> Detectio
     """The images with their labels in the order of `classes`; ValueError if they have a class that the run has not."""
     if images.classes == classes:
         return images
-    if unknown := [name for name in images.classes if name not in classes]:
-        raise ValueError(
-            f"{images.images[0].source}: the data have classes that the run has not ({', '.join(unknown[:5])}); the run's are "
-            f"{', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}"
-        )
-    order = torch.tensor([classes.index(name) for name in images.classes], dtype=torch.long)
+    labels = labels_of_run(images.classes, classes, source=images.images[0].source)
+    order = torch.tensor(labels, dtype=torch.long)
     relabelled = tuple(replace(image, labels=order[image.labels]) for image in images.images)
     return replace(images, images=relabelled, classes=classes)
 

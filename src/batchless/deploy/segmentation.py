@@ -12,15 +12,17 @@ from batchless.data.folders import read_image
 from batchless.data.label_classes import label_colours
 from batchless.data.label_maps import IGNORED, LabelMaps
 from batchless.data.map_loading import evaluated_image
+from batchless.deploy.classes import labels_of_run
 from batchless.deploy.question import PredictConfig, Prediction, image_files
 from batchless.models.segmenters import resized_scores
 from batchless.nn.standardized import standardized
 from batchless.runs.atomic import reason
 from batchless.tasks import Trained
+from batchless.tasks.limits import some_images
 from batchless.tasks.pictures import save_jpeg
 from batchless.tasks.segment import Confusion, Segment
 from batchless.tasks.segment.pictures import coloured, shares
-from batchless.tasks.segment.setup import opened_maps, segmentation_data, some_maps
+from batchless.tasks.segment.setup import opened_maps, segmentation_data
 from batchless.train import evaluate
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ def evaluate_segmenter(trained: Trained, root: str | None, *, workers: int, devi
     images = opened_maps(config, config.data.root if root is None else root, "test")
     notes = images.notes()
     if root is None:
-        images = some_maps(images, config.data.test_images, seed=0, name="test")
+        images = some_images(images, config.data.test_images, seed=0, name="test")
     images = _with_classes(images, trained.classes)
     data = replace(segmentation_data(config, images, images), statistics=trained.statistics, workers=workers)
     metric = evaluate(trained.model, Segment(data=data), data, device, precision=config.precision)
@@ -70,12 +72,8 @@ def _with_classes(images: LabelMaps, classes: tuple[str, ...]) -> LabelMaps:
     """The images with their labels in the order of `classes`; ValueError if they have a class that the run has not."""
     if images.classes == classes:
         return images
-    if unknown := [name for name in images.classes if name not in classes]:
-        raise ValueError(
-            f"{images.source(0)}: the data have classes that the run has not ({', '.join(unknown[:5])}); the run's are "
-            f"{', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}"
-        )
-    order = torch.tensor([classes.index(name) for name in images.classes], dtype=torch.int16)
+    labels = labels_of_run(images.classes, classes, source=images.source(0))
+    order = torch.tensor(labels, dtype=torch.int16)
     known = (images.table >= 0) & (images.table < len(order))
     table = torch.where(known, order[images.table.long().clamp(0, len(order) - 1)], images.table)
     return replace(images, classes=classes, table=table)

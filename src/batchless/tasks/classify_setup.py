@@ -5,11 +5,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from batchless.data import ImageDataset, channel_statistics, first_images, open_images
+from batchless.data import channel_statistics, first_images, open_images
 from batchless.models import build_model
 from batchless.tasks.classify import Classify, ImageData
 from batchless.tasks.config import TrainConfig
 from batchless.tasks.kind import Setup, TaskKind, square_size
+from batchless.tasks.limits import limited
 
 _IMAGES_FOR_STATISTICS = 500
 
@@ -18,8 +19,8 @@ def _set_up(config: TrainConfig) -> Setup[Any]:
     settings = config.data
     train_images, test_images = open_images(settings.root, "train"), open_images(settings.root, "test")
     statistics = channel_statistics(train_images, limit=_IMAGES_FOR_STATISTICS)
-    train_images = _limited(train_images, settings.train_images, seed=config.seed, name="train_images")
-    test_images = _limited(test_images, settings.test_images, seed=0, name="test_images")
+    train_images = limited(train_images, settings.train_images, first_images, seed=config.seed, name="train_images")
+    test_images = limited(test_images, settings.test_images, first_images, seed=0, name="test_images")
     data = ImageData(
         train_images=train_images,
         test_images=test_images,
@@ -33,15 +34,6 @@ def _set_up(config: TrainConfig) -> Setup[Any]:
     )
     task = Classify(data=data, label_smoothing=config.label_smoothing)
     return Setup(task=task, data=data, classes=tuple(train_images.classes), statistics=statistics)
-
-
-def _limited(images: ImageDataset, count: int | None, *, seed: int, name: str) -> ImageDataset:
-    if count is None:
-        return images
-    try:
-        return first_images(images, count, seed=seed)
-    except ValueError as error:
-        raise ValueError(f"data.{name}: {error}") from error
 
 
 def _build(config: TrainConfig, num_classes: int) -> nn.Module:

@@ -1,25 +1,25 @@
 """From the settings of a run to its images with objects."""
 
-from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from batchless.data import IMAGENET_STATISTICS, epoch_order
+from batchless.data import IMAGENET_STATISTICS
 from batchless.data.objects import DetectionImages
 from batchless.data.open_objects import open_objects
 from batchless.models.detectors import build_detector, detector_example, learns_masks
 from batchless.tasks.config import TrainConfig
 from batchless.tasks.detect.task import Detect, DetectionData
 from batchless.tasks.kind import Setup, TaskKind
+from batchless.tasks.limits import some_images
 
 
 def _set_up(config: TrainConfig) -> Setup[Any]:
     settings = config.data
-    train_images = some_objects(
+    train_images = some_images(
         open_objects(settings.root, "train"), settings.train_images, seed=config.seed, name="train"
     )
-    test_images = some_objects(open_objects(settings.root, "test"), settings.test_images, seed=0, name="test")
+    test_images = some_images(open_objects(settings.root, "test"), settings.test_images, seed=0, name="test")
     data = detection_data(config, train_images, test_images)
     notes = [f"training data: {note}" for note in train_images.notes()]
     notes += [f"test data: {note}" for note in test_images.notes()]
@@ -59,20 +59,6 @@ def detection_data(config: TrainConfig, train_images: DetectionImages, test_imag
         seed=config.seed,
         workers=config.data.workers,
     )
-
-
-def some_objects(images: DetectionImages, count: int | None, *, seed: int, name: str) -> DetectionImages:
-    """The first `count` images of a seeded order, in their own order; all with None.
-
-    Raises:
-        ValueError: there are fewer.
-    """
-    if count is None:
-        return images
-    if count > len(images):
-        raise ValueError(f"data.{name}_images={count}: the data set has {len(images)} {name} images")
-    chosen = sorted(epoch_order(len(images), seed=seed, epoch=0)[:count])
-    return replace(images, images=tuple(images.images[index] for index in chosen))
 
 
 def _build(config: TrainConfig, num_classes: int) -> nn.Module:

@@ -1,17 +1,17 @@
 """From the settings of a run to its images with label maps."""
 
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from batchless.data import IMAGENET_STATISTICS, epoch_order
+from batchless.data import IMAGENET_STATISTICS
 from batchless.data.label_maps import LabelMaps
 from batchless.data.open_label_maps import Split, open_label_maps
 from batchless.models.segmenters import build_segmenter, pretrained_part
 from batchless.tasks.config import TrainConfig
 from batchless.tasks.kind import Setup, TaskKind
+from batchless.tasks.limits import some_images
 from batchless.tasks.segment.task import Segment, SegmentationData
 
 _EXAMPLE_SIDE = 64
@@ -20,20 +20,6 @@ _EXAMPLE_SIDE = 64
 def opened_maps(config: TrainConfig, root: str | None, split: Split) -> LabelMaps:
     """The images of a split in `root`, with the run's names and ignored values."""
     return open_label_maps(root, split, class_names=config.segment.class_names, ignore=config.segment.ignore)
-
-
-def some_maps(images: LabelMaps, count: int | None, *, seed: int, name: str) -> LabelMaps:
-    """The first `count` images of a seeded order, in their own order; all with None.
-
-    Raises:
-        ValueError: there are fewer.
-    """
-    if count is None:
-        return images
-    if count > len(images):
-        raise ValueError(f"data.{name}_images={count}: the data set has {len(images)} {name} images")
-    chosen = sorted(epoch_order(len(images), seed=seed, epoch=0)[:count])
-    return replace(images, images=tuple(images.images[index] for index in chosen))
 
 
 def segmentation_data(config: TrainConfig, train_images: LabelMaps, test_images: LabelMaps) -> SegmentationData:
@@ -55,8 +41,8 @@ def _set_up(config: TrainConfig) -> Setup[Any]:
     notes += [f"test data: {note}" for note in test_images.notes()]
     data = segmentation_data(
         config,
-        some_maps(train_images, settings.train_images, seed=config.seed, name="train"),
-        some_maps(test_images, settings.test_images, seed=0, name="test"),
+        some_images(train_images, settings.train_images, seed=config.seed, name="train"),
+        some_images(test_images, settings.test_images, seed=0, name="test"),
     )
     return Setup(
         task=Segment(data=data, label_smoothing=config.label_smoothing),

@@ -2,5 +2,4 @@
 
 from batchless.tasks.video.classify_clips import ClassifyClips as ClassifyClips
 from batchless.tasks.video.classify_clips import ClipData as ClipData
-from batchless.tasks.video.setup import limited_clips as limited_clips
 from batchless.tasks.video.setup import open_clip_data as open_clip_data
