@@ -24,7 +24,7 @@ def scattered_maps(split: Literal["train", "test"], *, count: int | None = None)
 
     >>> images = scattered_maps("test", count=2)
     >>> images.classes[:3], images.sample(1)[1].unique().tolist()
-    (('background', '0', '1'), [0, 2, 3, 4])
+    (('background', '0', '1'), [0, 1, 3, 4])
     """
     images = tuple(
         MappedImage(
