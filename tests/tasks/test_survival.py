@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from batchless.runs import RunFolder, load_checkpoint, read_run
-from batchless.tasks import DataSettings, TrainConfig, resume_training, run_training, setup
+from batchless.tasks import DataSettings, TrainConfig, classify_setup, resume_training, run_training
 from batchless.train import TrainingStoppedError
 from small_data import write_pictures
 
@@ -178,8 +178,8 @@ def test_a_failed_run_goes_on(tmp_path, pictures, monkeypatch):
     """An image is unreadable in mid-epoch; it is repaired."""
     config = small(tmp_path, pictures)
     stopped(config)
-    statistics = setup.channel_statistics(setup.open_images(str(pictures), "train"))
-    monkeypatch.setattr(setup, "channel_statistics", lambda *_, **__: statistics)
+    statistics = classify_setup.channel_statistics(classify_setup.open_images(str(pictures), "train"))
+    monkeypatch.setattr(classify_setup, "channel_statistics", lambda *_, **__: statistics)
     whole = {picture: picture.read_bytes() for picture in (pictures / "train").rglob("*.png")}
     for picture, content in whole.items():
         picture.write_bytes(content[:20])
