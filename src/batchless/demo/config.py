@@ -39,7 +39,7 @@ FEDERATION = FederateConfig(
     evaluate_every=2,
     workers=1,
     data=FederatedDataSettings(images_per_client=743, image_size=16),
-    optimizer=replace(CLIENT_OPTIMIZER, learning_rate=0.1),
+    optimizer=replace(CLIENT_OPTIMIZER, learning_rate=0.1, adaptive_clipping=0.1),  # without it FedWon may diverge
 )
 """What the algorithms of `batchless demo` have in common: five embedded domains of digits, one client of 743 images in each."""
 
