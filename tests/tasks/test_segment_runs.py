@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
+from stopped_runs import assert_the_same_bits_after_a_stop
 
 from batchless.advise.doctor import DoctorConfig, run_doctor
 from batchless.arguments import parse_arguments
@@ -25,9 +26,8 @@ from batchless.deploy import (
 from batchless.deploy.evaluation import EvaluationData
 from batchless.report.main_figure import main_figure
 from batchless.runs import load_checkpoint, read_run
-from batchless.tasks import DataSettings, TrainConfig, load_trained, resume_training, run_training
+from batchless.tasks import DataSettings, TrainConfig, load_trained, run_training
 from batchless.tasks.segment import SegmentSettings
-from batchless.train import TrainingStoppedError
 from batchless.train.settings import OptimizerSettings
 from small_maps import WIDTH, save_image, save_map, scene, write_folders
 
@@ -74,16 +74,7 @@ def test_a_run_tells_miou_and_shows_maps(run):
 
 @pytest.mark.parametrize("normalizer", ["bcn-micro+ws", "bn"])
 def test_a_run_stopped_anywhere_ends_with_the_same_bits(root, tmp_path, normalizer):
-    whole = config(root, tmp_path / "whole", normalizer=normalizer)
-    run_training(whole)
-    for steps in (1, 3):
-        cut = replace(whole, out=str(tmp_path / f"cut{steps}"))
-        calls = iter(range(10**6))
-        with pytest.raises(TrainingStoppedError):
-            run_training(cut, should_stop=lambda calls=calls, steps=steps: next(calls) >= steps - 1)
-        resume_training(cut.folder())
-        states = [load_checkpoint(each.folder() / "checkpoints" / "last.pt")["model"] for each in (whole, cut)]
-        assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert_the_same_bits_after_a_stop(config(root, tmp_path / "whole", normalizer=normalizer), tmp_path)
 
 
 def test_a_checkpoint_is_evaluated_as_in_training(run, tmp_path):

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from stopped_runs import assert_the_same_bits_after_a_stop
 
 from batchless.arguments import parse_arguments
 from batchless.cli import main
@@ -12,9 +13,8 @@ from batchless.data.clip_sampling import FrameSampling
 from batchless.demo import DemoConfig
 from batchless.deploy import EvaluateConfig, PredictConfig, predict_checkpoint
 from batchless.deploy.evaluation import evaluate_checkpoint
-from batchless.runs import load_checkpoint, read_run
-from batchless.tasks import DataSettings, TrainConfig, load_trained, resume_training, run_training
-from batchless.train import TrainingStoppedError
+from batchless.runs import read_run
+from batchless.tasks import DataSettings, TrainConfig, load_trained, run_training
 from small_clips import CLASSES, moving_bar, write_clips, write_frames, write_video
 
 
@@ -53,16 +53,7 @@ def test_a_run_tells_accuracy_top5_and_shows_strips(run):
 
 @pytest.mark.parametrize("normalizer", ["bcn-micro+ws", "bn"])
 def test_a_run_stopped_anywhere_ends_with_the_same_bits(root, tmp_path, normalizer):
-    whole = config(root, tmp_path / "whole", normalizer=normalizer)
-    run_training(whole)
-    for steps in (1, 3):
-        cut = replace(whole, out=str(tmp_path / f"cut{steps}"))
-        calls = iter(range(10**6))
-        with pytest.raises(TrainingStoppedError):
-            run_training(cut, should_stop=lambda calls=calls, steps=steps: next(calls) >= steps - 1)
-        resume_training(cut.folder())
-        states = [load_checkpoint(each.folder() / "checkpoints" / "last.pt")["model"] for each in (whole, cut)]
-        assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert_the_same_bits_after_a_stop(config(root, tmp_path / "whole", normalizer=normalizer), tmp_path)
 
 
 def test_a_checkpoint_is_evaluated_as_in_training(run, root, tmp_path):

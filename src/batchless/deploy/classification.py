@@ -67,8 +67,8 @@ def _figures(
 def _of_images(trained: Trained, root: str | None, workers: int, device: str) -> _Measured:
     settings = trained.config.data
     images = open_images(settings.root if root is None else root, "test")
-    if root is None and settings.test_images is not None:
-        images = first_images(images, settings.test_images, seed=0)
+    if root is None:
+        images = limited(images, settings.test_images, first_images, seed=0, name="test_images")
     images = with_classes(images, trained.classes)
     data = ImageData(
         train_images=images,

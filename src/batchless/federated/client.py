@@ -164,18 +164,16 @@ def _train(
             batches = iter(data.train(epoch, [part for step in steps for part in step]))
             for number, step_parts in enumerate(steps):
                 images = sum(map(len, step_parts))
-                if (
-                    settings.privacy.level == "sample"
-                ):  # how many images come by is random, how many steps there are is not
+                if settings.privacy.level == "sample":
+                    # How many images come by is random, how many steps there are is not.
                     done = (epoch + (number + 0.5) / len(steps)) / settings.local_epochs
                 else:
                     done = (seen + images / 2) / (len(client.train) * settings.local_epochs)
                 share = (state.round + done) / state.planned_rounds
                 for group in optimizer.param_groups:
                     group["lr"] = settings.optimizer.learning_rate_at(share, images_per_step=settings.images_per_step)
-                seed_torch(
-                    Random(f"step/{seed}/{seen}").getrandbits(63), settings.device
-                )  # what the model itself draws
+                # What the model itself draws.
+                seed_torch(Random(f"step/{seed}/{seen}").getrandbits(63), settings.device)
                 with _one_step(model, optimizer, clip, settings, (state.round, client.id, epoch, number)) as step:
                     for _ in step_parts:
                         batch = task.to(next(batches), settings.device)

@@ -110,12 +110,8 @@ def partition(
     parts = {domain: _split(labels[domain], number, rule, domain=domain, seed=seed) for domain in seen}
     for first in range(len(seen)):
         for turn in range(clients_per_domain):
-            whole = {
-                seen[(first + step) % len(seen)]: parts[seen[(first + step) % len(seen)]][
-                    turn * domains_per_client + step
-                ]
-                for step in range(domains_per_client)
-            }
+            held = [seen[(first + step) % len(seen)] for step in range(domains_per_client)]
+            whole = {domain: parts[domain][turn * domains_per_client + step] for step, domain in enumerate(held)}
             shares = _used_and_kept(whole, images_per_client, validation_images, validation_share)
             if not any(used for used, _ in shares.values()):
                 size = sum(map(len, whole.values()))

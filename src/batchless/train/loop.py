@@ -15,6 +15,7 @@ from batchless.runs.memory import forget_peak_memory, peak_memory_bytes
 from batchless.train.accumulate import accumulate
 from batchless.train.autocast import autocast, loss_scaler
 from batchless.train.average import ParameterAverage
+from batchless.train.device import seed_torch
 from batchless.train.evaluate import evaluate
 from batchless.train.interrupt import ShouldStop, TrainingStoppedError, never_stop
 from batchless.train.processes import Processes
@@ -194,7 +195,9 @@ class _Loop(Generic[Batch]):
         for group in self.optimizer.param_groups:
             group["lr"] = settings.optimizer.learning_rate_at(share, images_per_step=settings.images_per_step)
         # What the model draws (dropout) is a function of the images seen, so that nothing else has to be saved.
-        torch.manual_seed(Random(f"step/{settings.seed}/{progress.images}/{self.processes.rank}").getrandbits(63))
+        seed_torch(
+            Random(f"step/{settings.seed}/{progress.images}/{self.processes.rank}").getrandbits(63), settings.device
+        )
         total: Tensor | float = 0.0
         own_images = 0
         with accumulate(self.model, self.optimizer, clip=self.clip, scaler=self.scaler) as step:
