@@ -14,14 +14,13 @@ each cell `docs/studies/cifar10.json` gets its figures: configuration, learning 
 
 import argparse
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from studies.running import ended, keep_run, kept
+from studies.running import ended, keep_run, kept, run_cell
 
 RESULTS = Path("docs/studies/cifar10.json")
 EPOCH = 10_000
@@ -118,11 +117,8 @@ def _run(cell: Cell, options: argparse.Namespace) -> bool:
         keep_run(RESULTS, cell.name, folder, asdict(cell))
         return True
     shutil.rmtree(folder, ignore_errors=True)
-    command = cell.command(root=options.root, folder=folder)
-    print(f"{cell.name}: started", flush=True)
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0 or not ended(folder):
-        print(f"{cell.name}: {done.stderr.strip()[-400:]}", flush=True)
+    if error := run_cell(cell.name, cell.command(root=options.root, folder=folder)):
+        print(f"{cell.name}: {error}", flush=True)
         return False
     keep_run(RESULTS, cell.name, folder, asdict(cell))
     return True

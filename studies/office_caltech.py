@@ -19,7 +19,6 @@ checkpoint; when a cell has ended its checkpoints (456 MB) are deleted and its f
 
 import argparse
 import shutil
-import subprocess
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -36,7 +35,7 @@ from batchless.data import ImageDataset, open_images
 from batchless.data.domain_folders import find_domain_folders, open_domain_folder
 from batchless.data.folders import existing_folder
 from studies.office_cells import SECONDS, Cell, cells
-from studies.running import ended, keep_run, kept
+from studies.running import ended, keep_run, kept, run_cell
 
 RESULTS = Path("docs/studies/office_caltech.json")
 
@@ -163,10 +162,8 @@ def _run(cell: Cell, options: argparse.Namespace) -> bool:
         words = command(cell, root=archive(cell, options), folder=folder)
         if "--resume" not in words:
             shutil.rmtree(folder, ignore_errors=True)
-        print(f"{cell.name}: {'goes on' if '--resume' in words else 'started'}", flush=True)
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
-        if done.returncode != 0 or not ended(folder):
-            print(f"{cell.name}: {done.stderr.strip()[-400:]}", flush=True)
+        if error := run_cell(cell.name, words):
+            print(f"{cell.name}: {error}", flush=True)
             return False
     keep_run(RESULTS, cell.name, folder, asdict(cell))
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)

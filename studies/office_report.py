@@ -2,9 +2,10 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
+from studies.figures import percent
 from studies.office_cells import FULL, PUBLISHED, PUBLISHED_CIFAR, SMALL
 
 _HEAD = "| method | AGC | learning rate | gamma | n | last round | chosen round | by domain (last) | published |"
@@ -93,6 +94,4 @@ def _mean(group: list[dict[str, Any]], figure: str) -> float:
 
 
 def _percent(group: list[dict[str, Any]], figure: str) -> str:
-    """Mean, and sample standard deviation where there are several seeds."""
-    values = [100 * record["summary"][figure] for record in group]
-    return f"{fmean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+    return percent([record["summary"][figure] for record in group])

@@ -1,4 +1,4 @@
-"""The tables of docs/results.md, from what `studies.cifar10` and `studies.office_caltech` have kept."""
+"""The tables of docs/results.md, from what the studies have kept."""
 
 import sys
 from collections import defaultdict
@@ -6,26 +6,27 @@ from typing import Any
 
 from batchless.nn import parse_normalizer
 from batchless.nn.normalizer import Bcn, BcnMicro, Bn
-from batchless.report.difference import difference
 from batchless.report.table import Cell
-from studies import office_caltech
+from studies import office_caltech, tasks
 from studies.cifar10 import RESULTS
+from studies.figures import points
 from studies.office_report import federated_tables
 from studies.running import kept
+from studies.task_report import task_tables
 
 _CONTROLS = (("bn", 64), ("bn", 2))
 
 
 def main() -> int:
-    """Print one Markdown table for each number of epochs, then those of the federated study; 1 if there is nothing yet."""
-    federated = kept(office_caltech.RESULTS)
-    if not RESULTS.exists() and not federated:
+    """Print one Markdown table for each number of epochs, then those of the other studies; 1 if there is nothing yet."""
+    federated, of_tasks = kept(office_caltech.RESULTS), kept(tasks.RESULTS)
+    if not (RESULTS.exists() or federated or of_tasks):
         print(f"there is no {RESULTS} yet: run python -m studies.cifar10", file=sys.stderr)
         return 1
     records = kept(RESULTS).values()
     for epochs in sorted({record["epochs"] for record in records}):
         print("\n".join(_table([record for record in records if record["epochs"] == epochs], epochs)))
-    for table in federated_tables(federated):
+    for table in [*task_tables(of_tasks), *federated_tables(federated)]:
         print("\n".join(table))
     return 0
 
@@ -68,12 +69,7 @@ def _numbers(cell: Cell, controls: list[Cell]) -> list[str]:
     assert mean is not None, "only runs that have ended are kept"
     size = str(cell.images_per_forward) if _sees_micro_batches(cell.normalizer) else "any"
     words = [size, str(cell.n), f"{100 * mean:.1f}", "" if sd is None else f"{100 * sd:.1f}"]
-    for control in controls:
-        found = None if control is cell else difference(cell, control)
-        interval = None if found is None else found.interval
-        text = "" if found is None else f"{100 * found.value:+.1f}"
-        words.append(text if interval is None else f"{text} ({100 * interval[0]:+.1f}..{100 * interval[1]:+.1f})")
-    return words
+    return words + ["" if control is cell else points(cell, control) for control in controls]
 
 
 def _sees_micro_batches(normalizer: str) -> bool:

@@ -1,12 +1,14 @@
 """What studies of cells have in common: which cells have ended, and the one file that keeps their figures."""
 
 import json
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from batchless.runs import read_run
+from batchless.report.main_figure import main_figure
+from batchless.runs import Run, read_run
 from batchless.runs.atomic import write_text
 
 _WRITING = Lock()
@@ -16,6 +18,19 @@ def ended(folder: Path) -> bool:
     """Whether the run in `folder` has come to its end, and not by a failure."""
     summary = read_run(folder).summary if (folder / "config.yaml").exists() else None
     return summary is not None and "failed" not in summary
+
+
+def has_failed(folder: Path) -> bool:
+    """Whether the run in `folder` said itself why it cannot go on, such as by a loss that is not finite."""
+    summary = read_run(folder).summary if (folder / "config.yaml").exists() else None
+    return summary is not None and "failed" in summary
+
+
+def run_cell(name: str, words: list[str]) -> str:
+    """Run a cell's command in a process of its own, and return what it said of an error; empty without one."""
+    print(f"{name}: {'goes on' if '--resume' in words else 'started'}", flush=True)
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    return "" if done.returncode == 0 else done.stderr.strip()[-400:] or f"it ended with status {done.returncode}"
 
 
 def kept(results: Path) -> dict[str, Any]:
@@ -41,4 +56,12 @@ def keep_run(results: Path, name: str, folder: Path, about: Mapping[str, Any]) -
         "machine": {key: value for key, value in run.environment.items() if key != "command"},
     }
     keep(results, name, record)
-    print(f"{name}: {100 * summary['test_accuracy']:.1f} % in {summary['seconds']:.0f} s", flush=True)
+    print(f"{name}: {_told(run)}", flush=True)
+
+
+def _told(run: Run) -> str:
+    summary = run.summary or {}
+    if "failed" in summary:
+        return f"failed: {summary['failed']}"
+    figure = main_figure(run)
+    return f"{figure.word} {100 * summary[f'test_{figure.name}']:.1f} % in {summary['seconds']:.0f} s"

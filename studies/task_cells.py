@@ -1,0 +1,127 @@
+"""The cells of the study of tasks (`studies.tasks`): one model for each task, each with every normalizer."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+NORMALIZERS: tuple[tuple[str, int], ...] = (("bn", 2), ("gn", 1), ("gn+ws", 1), ("bcn-micro+ws", 1), ("frozen-bn", 1))
+"""Name and images per forward."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """What is trained for a task, the same for every normalizer.
+
+    Attributes:
+        name: of the data.
+        folder: of the data below the folder of all; None: the embedded sample.
+        about: for the table.
+        figures: what it is judged by, as `summary.json` names it, the main one first.
+        images: seen in training in all.
+        seeds: how many.
+        seconds: of a cell on one of two busy cores, a guess until cells have ended.
+        settings: what `batchless train` is told.
+    """
+
+    name: str
+    folder: str | None
+    about: str
+    figures: tuple[str, ...]
+    images: int
+    seeds: int
+    seconds: float
+    settings: Mapping[str, Any]
+
+
+_SMALL_DETECTOR = {
+    "config": "bccd_fasterrcnn_resnet18",
+    "images_per_step": 2,
+    "evaluations": 2,
+}
+
+PROBLEMS: Mapping[str, Problem] = {
+    problem.name: problem
+    for problem in (
+        Problem(
+            name="camvid",
+            folder="camvid",
+            about="CamVid, LR-ASPP on MobileNetV3, 160x120, 8 images per step",
+            figures=("miou", "pixel_accuracy"),
+            images=10 * 367,
+            seeds=2,
+            seconds=450.0,
+            settings={"config": "camvid_lraspp", "evaluations": 2},
+        ),
+        Problem(
+            name="clips",
+            folder=None,
+            about="the embedded motion clips, TSM on ResNet-18, 32 pixels, 16 clips per step",
+            figures=("accuracy",),
+            images=2400,
+            seeds=2,
+            seconds=350.0,
+            settings={
+                "config": "embedded_clips",
+                "model": "tsm:torchvision:resnet18",
+                "data.image_size": 32,
+                "evaluations": 2,
+            },
+        ),
+        Problem(
+            name="bccd",
+            folder="bccd",
+            about="BCCD, Faster R-CNN on ResNet-18 FPN, 256 pixels, 2 images per step",
+            figures=("ap", "ap50"),
+            images=4 * 292,
+            seeds=2,
+            seconds=420.0,
+            settings=_SMALL_DETECTOR,
+        ),
+        Problem(
+            name="coco128",
+            folder="coco128",
+            about="COCO128 (96 images for training, 32 for test), Mask R-CNN on ResNet-18 FPN, 256 pixels, 2 images per step",
+            figures=("ap", "ap50", "mask_ap"),
+            images=10 * 96,
+            seeds=1,
+            seconds=500.0,
+            settings=_SMALL_DETECTOR | {"model": "maskrcnn_resnet18_fpn"},
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the study."""
+
+    problem: str
+    normalizer: str
+    images_per_forward: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The run folder's name."""
+        return f"{self.problem}-{self.normalizer}-{self.images_per_forward}-seed{self.seed}"
+
+    def settings(self) -> dict[str, Any]:
+        """What `batchless train` is told, but where the data and the run folder are."""
+        problem = PROBLEMS[self.problem]
+        return dict(problem.settings) | {
+            "normalizer": self.normalizer,
+            "images_per_forward": self.images_per_forward,
+            "images": problem.images,
+            "seed": self.seed,
+            "threads": 1,
+            "tensorboard": "false",
+        }
+
+
+def cells(problems: tuple[str, ...] = tuple(PROBLEMS)) -> Iterator[Cell]:
+    """Those of the named problems, in the order of their worth: every question once before any is asked again."""
+    for seed in range(max(PROBLEMS[name].seeds for name in problems)):
+        for name in problems:
+            if seed < PROBLEMS[name].seeds:
+                for normalizer, size in NORMALIZERS:
+                    yield Cell(name, normalizer, size, seed)
