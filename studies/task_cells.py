@@ -33,12 +33,6 @@ class Problem:
     settings: Mapping[str, Any]
 
 
-_SMALL_DETECTOR = {
-    "config": "bccd_fasterrcnn_resnet18",
-    "images_per_step": 2,
-    "evaluations": 2,
-}
-
 PROBLEMS: Mapping[str, Problem] = {
     problem.name: problem
     for problem in (
@@ -75,7 +69,7 @@ PROBLEMS: Mapping[str, Problem] = {
             images=4 * 292,
             seeds=2,
             seconds=420.0,
-            settings=_SMALL_DETECTOR,
+            settings={"config": "bccd_fasterrcnn_resnet18", "evaluations": 2},
         ),
         Problem(
             name="coco128",
@@ -85,7 +79,7 @@ PROBLEMS: Mapping[str, Problem] = {
             images=10 * 96,
             seeds=1,
             seconds=500.0,
-            settings=_SMALL_DETECTOR | {"model": "maskrcnn_resnet18_fpn"},
+            settings={"config": "coco128_maskrcnn_resnet18"},
         ),
     )
 }
