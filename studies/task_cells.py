@@ -8,6 +8,9 @@ NORMALIZERS: tuple[tuple[str, int], ...] = (("bn", 2), ("gn", 1), ("gn+ws", 1), 
 """Name and images per forward."""
 
 
+_PROPOSALS = "Images/s depend on how many regions a network proposes; `python -m bench detector` gives all the same."
+
+
 @dataclass(frozen=True, kw_only=True)
 class Problem:
     """What is trained for a task, the same for every normalizer.
@@ -16,16 +19,18 @@ class Problem:
         name: of the data.
         folder: of the data below the folder of all; None: the embedded sample.
         about: for the table.
+        caution: what the table does not show, below it.
         figures: what it is judged by, as `summary.json` names it, the main one first.
         images: seen in training in all.
         seeds: how many.
-        seconds: of a cell on one of two busy cores, a guess until cells have ended.
+        seconds: of a cell's whole command on one of two busy cores, which counts until cells have ended.
         settings: what `batchless train` is told.
     """
 
     name: str
     folder: str | None
     about: str
+    caution: str
     figures: tuple[str, ...]
     images: int
     seeds: int
@@ -40,6 +45,9 @@ PROBLEMS: Mapping[str, Problem] = {
             name="camvid",
             folder="camvid",
             about="CamVid, LR-ASPP on MobileNetV3, 160x120, 8 images per step",
+            caution="LR-ASPP has no normalization on its pooled map; in DeepLabV3 `bn` at two images would see two values "
+            "of each channel there. DeepLabV3 on ResNet-18 was too slow for this study. Of 367 images the last of an epoch is "
+            "alone in its forward for `bn` as well.",
             figures=("miou", "pixel_accuracy"),
             images=10 * 367,
             seeds=2,
@@ -50,6 +58,7 @@ PROBLEMS: Mapping[str, Problem] = {
             name="clips",
             folder=None,
             about="the embedded motion clips, TSM on ResNet-18, 32 pixels, 16 clips per step",
+            caution="Six classes: chance is 16.7 %. An image is a clip of 8 frames.",
             figures=("accuracy",),
             images=1600,
             seeds=2,
@@ -65,6 +74,7 @@ PROBLEMS: Mapping[str, Problem] = {
             name="bccd",
             folder="bccd",
             about="BCCD, Faster R-CNN on ResNet-18 FPN, 256 pixels, 2 images per step",
+            caution=_PROPOSALS,
             figures=("ap", "ap50"),
             images=4 * 292,
             seeds=1,
@@ -75,6 +85,8 @@ PROBLEMS: Mapping[str, Problem] = {
             name="coco128",
             folder="coco128",
             about="COCO128 (96 images for training, 32 for test), Mask R-CNN on ResNet-18 FPN, 256 pixels, 2 images per step",
+            caution="A trial of everything, no result: AP is a mean over classes, and 96 training and 32 test images hold "
+            f"most of the 80 classes a few times or never. {_PROPOSALS}",
             figures=("ap", "ap50", "mask_ap"),
             images=6 * 96,
             seeds=1,

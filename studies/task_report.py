@@ -7,6 +7,7 @@ from typing import Any
 from batchless.report.sample import Sample
 from studies.figures import percent, points
 from studies.task_cells import NORMALIZERS, PROBLEMS, Problem
+from studies.task_published import PUBLISHED, published_table
 
 _WORDS = {
     "miou": "mIoU",
@@ -20,11 +21,11 @@ _CONTROL = ("bn", 2)
 
 
 def task_tables(records: Mapping[str, Any]) -> Iterator[list[str]]:
-    """One Markdown table for each task of which cells are kept."""
+    """For each task of which cells are kept a Markdown table, what to beware of in it, and apart what was published."""
     for problem in PROBLEMS.values():
         chosen = [record for record in records.values() if record["problem"] == problem.name]
         if chosen:
-            yield _table(problem, chosen)
+            yield [*_table(problem, chosen), problem.caution, "", *published_table(PUBLISHED[problem.name])]
 
 
 def _table(problem: Problem, records: list[dict[str, Any]]) -> list[str]:

@@ -14,6 +14,7 @@ is not finite is a result. `python -m studies.report` makes the tables from that
 import argparse
 import shutil
 import sys
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -61,11 +62,11 @@ def estimate(todo: list[Cell], records: Mapping[str, Any], *, processes: int) ->
 
 
 def _seconds(cell: Cell, records: Mapping[str, Any]) -> float:
-    """The median over the kept cells of the same task."""
+    """The median over the kept cells of the same task that did not fail; of an interrupted one only training is known."""
     alike = [
-        record["summary"]["seconds"]
+        record.get("command_seconds", record["summary"]["seconds"])
         for record in records.values()
-        if record["problem"] == cell.problem and "seconds" in record["summary"]
+        if record["problem"] == cell.problem and "failed" not in record["summary"]
     ]
     return median(alike) if alike else PROBLEMS[cell.problem].seconds
 
@@ -90,15 +91,19 @@ def _data(cell: Cell, options: argparse.Namespace) -> Path | None:
 
 def _run(cell: Cell, options: argparse.Namespace) -> bool:
     folder = options.out / cell.name
+    about: dict[str, Any] = asdict(cell)
     if not ended(folder):
         words = command(cell, options)
         if "--resume" not in words:
             shutil.rmtree(folder, ignore_errors=True)
+        begin = time.perf_counter()
         error = run_cell(cell.name, words)
+        if "--resume" not in words:
+            about["command_seconds"] = time.perf_counter() - begin
         if error and not has_failed(folder):
             print(f"{cell.name}: {error}", flush=True)
             return False
-    keep_run(RESULTS, cell.name, folder, asdict(cell))
+    keep_run(RESULTS, cell.name, folder, about)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return True
 

@@ -148,6 +148,26 @@ def test_voc_is_trained_as_its_authors_do():
     assert (config.segment.output_stride, config.segment.multi_grid) == (16, (1, 1, 1))
 
 
+# Images per step, rate, steps, and those after which the rate falls to a tenth.
+MASK_RCNN = {
+    "coco_maskrcnn_resnet50": (8, 0.01, 360_000, (300_000, 340_000)),
+    "coco_maskrcnn_resnet101": (4, 0.005, 720_000, (600_000, 680_000)),
+    "coco_maskrcnn_resnext101_32x4d": (4, 0.005, 720_000, (600_000, 680_000)),
+}
+
+
+@pytest.mark.parametrize("name", MASK_RCNN)
+def test_coco_is_trained_as_its_authors_do(name):
+    [recipe] = [recipe for recipe in RECIPES if name_of(recipe) == name]
+    config, (size, rate, steps, falls) = parsed(recipe), MASK_RCNN[name]
+    assert (config.images_per_step, config.images) == (size, size * steps)
+    assert (config.optimizer.momentum, config.optimizer.weight_decay) == (0.9, 1e-4)
+    for step in (600, 290_000, 310_000, 345_000, 590_000, 610_000, 690_000):
+        if step < steps:
+            found = config.optimizer.learning_rate_at(step / steps, images_per_step=size)
+            assert found == pytest.approx(rate * 0.1 ** sum(step > fall for fall in falls))
+
+
 @classification
 def test_the_epochs_it_speaks_of_are_those_it_trains(recipe):
     text = recipe.read_text(encoding="utf-8")

@@ -1,5 +1,6 @@
 """The study of tasks with tiny cells: it is resumable, like for like, keeps failures, and makes tables of what it kept."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -10,9 +11,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # studies are run 
 from studies import task_cells, tasks
 from studies.running import ended, kept
 from studies.task_cells import NORMALIZERS, PROBLEMS, Cell, cells
+from studies.task_published import PUBLISHED
 from studies.task_report import task_tables
 
 from batchless.arguments import parse_arguments
+from batchless.data.open_objects import open_objects
 
 CELL = Cell("clips", "gn+ws", 1, 0)
 
@@ -45,6 +48,30 @@ def test_what_is_trained_differs_by_the_normalizer_only(name, tmp_path):
     assert all(config == plain[0] for config in plain)
 
 
+def test_budgets_are_the_problems_and_a_step_is_a_whole_number_of_forwards():
+    for cell in cells():
+        config = parse_arguments(words_of(cell, Path("/runs")))
+        assert config.images == PROBLEMS[cell.problem].images
+        assert config.images_per_step % config.images_per_forward == 0
+
+
+def test_coco128_is_split_into_96_and_32_images(tmp_path):
+    names = [f"{index:012}.jpg" for index in range(128)]
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "val2017").mkdir()
+    for name in names:
+        (tmp_path / "val2017" / name).touch()
+    content = {
+        "images": [{"id": index, "file_name": name, "height": 9, "width": 9} for index, name in enumerate(names)],
+        "annotations": [],
+        "categories": [{"id": 1, "name": "person"}],
+    }
+    (tmp_path / "annotations" / "instances_val2017.json").write_text(json.dumps(content))
+    train, test = ({image.source for image in open_objects(tmp_path, split).images} for split in ("train", "test"))
+    assert (len(train), len(test)) == (96, 32)
+    assert not train & test
+
+
 def test_every_question_is_asked_once_before_any_is_asked_again():
     seeds = [cell.seed for cell in cells()]
     assert seeds == sorted(seeds)
@@ -62,6 +89,10 @@ def test_the_estimate_learns_from_cells_that_have_ended():
     assert "1 cells to do, about 0.0 hours" in tasks.estimate([CELL], {}, processes=2)
     record = {"problem": "clips", "summary": {"seconds": 7200.0}}
     assert "about 1.0 hours with 2 at a time" in tasks.estimate([CELL], {"x": record}, processes=2)
+    timed = record | {"command_seconds": 14400.0}  # with the evaluations, which are not in the summary's seconds
+    assert "about 2.0 hours with 2 at a time" in tasks.estimate([CELL], {"x": timed}, processes=2)
+    failed = {"problem": "clips", "summary": {"failed": "the loss is nan"}, "command_seconds": 1.0}
+    assert "about 1.0 hours with 2 at a time" in tasks.estimate([CELL], {"x": record, "y": failed}, processes=2)
 
 
 def test_missing_data_is_one_line(tmp_path, monkeypatch, capsys):
@@ -85,6 +116,7 @@ def test_cells_are_run_once_kept_and_cleaned_up_and_a_failure_is_a_result(tmp_pa
             name=name,
             folder=None,
             about="tiny",
+            caution="",
             figures=("miou",),
             images=4,
             seeds=1,
@@ -99,6 +131,7 @@ def test_cells_are_run_once_kept_and_cleaned_up_and_a_failure_is_a_result(tmp_pa
     done, failed = (records[f"{name}-gn-1-seed0"] for name in ("camvid", "bccd"))
     assert 0 <= done["summary"]["test_miou"] <= 1
     assert done["summary"]["peak_memory_bytes"] > 0
+    assert done["command_seconds"] > done["summary"]["seconds"]
     assert "loss" in failed["summary"]["failed"]
     assert ended(tmp_path / "out" / "camvid-gn-1-seed0")
     assert not (tmp_path / "out" / "camvid-gn-1-seed0" / "checkpoints").exists()
@@ -131,3 +164,22 @@ def test_tables_have_differences_from_bn_at_two_and_say_what_failed():
     assert control == "| `bn` | 2 | 2 | 31.0 ± 1.4 | 80.0 ± 0.0 | control | 10.0 | 1,024 |"
     assert better.startswith("| `gn+ws` | 1 | 2 | 42.0 ± 2.8 | 80.0 ± 0.0 | +11.0 (-1.7..+23.7) |")
     assert failed == "| `frozen-bn` | 1 | 0, and 1 failed: the loss is nan |  |  |  |  |  |"
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_what_was_published_stands_in_a_table_of_its_own_without_our_numbers(name):
+    found = record("gn", 1, 0, 0.5) | {"problem": name}
+    found["summary"] |= {f"test_{figure}": 0.5 for figure in PROBLEMS[name].figures}
+    (lines,) = task_tables({"x": found})
+    begin = next(index for index, line in enumerate(lines) if line.startswith("Published on "))
+    assert PROBLEMS[name].caution in lines[:begin]
+    assert "50.0" in "".join(lines[:begin])
+    assert "50.0" not in "".join(lines[begin:])
+    rows = PUBLISHED[name].rows
+    assert len([line for line in lines[begin:] if line.startswith("| ")]) == (len(rows) + 1 if rows else 0)
+
+
+def test_published_rows_have_a_figure_for_each_column():
+    assert PUBLISHED.keys() == PROBLEMS.keys()
+    for table in PUBLISHED.values():
+        assert all(len(row.figures) == len(table.words) for row in table.rows)
