@@ -27,7 +27,7 @@ def words_of(cell: Cell, tmp_path: Path) -> list[str]:
 
 def test_every_cell_is_a_run_that_can_be_asked_for(tmp_path):
     configs = {cell: parse_arguments(words_of(cell, tmp_path)) for cell in cells()}
-    assert len({config.folder() for config in configs.values()}) == len(configs) == 30
+    assert len({config.folder() for config in configs.values()}) == len(configs) == 35
     for cell, config in configs.items():
         problem = PROBLEMS[cell.problem]
         assert (config.normalizer, config.images_per_forward, config.seed) == (
