@@ -58,8 +58,8 @@ PROBLEMS: Mapping[str, Problem] = {
             name="clips",
             folder=None,
             about="the embedded motion clips, TSM on the CIFAR ResNet with 8 layers, 16 pixels, 16 clips per step",
-            caution="Six classes: chance is 16.7 %. An image is a clip of 8 frames. ResNet-18 at 32 pixels stays at chance in a budget "
-            "that this study could pay (docs/log.md).",
+            caution="Six classes: chance is 16.7 %. An image is a clip of 8 frames. ResNet-18 at 32 pixels stays at chance in "
+            "a budget that this study could pay (docs/log.md).",
             figures=("accuracy",),
             images=2400,
             seeds=3,
