@@ -1,15 +1,19 @@
 """Command line of the benchmarks: `python -m bench NAME [options]`, NAME one of `BENCHMARKS`."""
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 
+from batchless.report.timings import BENCH, COMPARISONS, machine_line
+from batchless.runs import RunFolder
+from batchless.runs.atomic import write_text
 from batchless.runs.environment import describe_environment
+from batchless.runs.folder import strict_json
 from bench import detector, federated, inference, loading, memory, norms, step, weights
 from bench.report import (
     busy_warning,
@@ -17,7 +21,6 @@ from bench.report import (
     comparison_lines,
     load_average,
     load_line,
-    machine_line,
 )
 
 BENCHMARKS = {
@@ -35,35 +38,64 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one benchmark; print its tables as they are done, write the raw times where `--json` says."""
+    """Run one benchmark; print its tables as they are done, and leave them in the run folder that `--out` names."""
     options = _parse(arguments)
     torch.set_num_threads(options.threads)
+    try:
+        folder = (
+            None if options.out is None else RunFolder.create(options.out, config=_config(options), seed=options.seed)
+        )
+    except ValueError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
+    with ExitStack() as ending:
+        if folder is not None:
+            ending.enter_context(folder)
+        _run(options, folder)
+    return 0
+
+
+def _run(options: argparse.Namespace, folder: RunFolder | None) -> None:
     before = after = load_average()
-    machine = {**describe_environment(seed=options.seed), "load_before": before}
+    began = time.perf_counter()
     print(
-        f"{machine_line(machine)}, {options.clock} clock",
+        f"{machine_line(describe_environment(seed=options.seed))}, {options.clock} clock",
         busy_warning(before, None, threads=options.threads) or "",
         sep="\n",
         flush=True,
     )
     done = []
-    for comparison in BENCHMARKS[options.name].comparisons(
-        repeats=options.repeats, seed=options.seed, clock=CLOCKS[options.clock], on_round=_progress
-    ):
-        print(*comparison_lines(comparison), "", sep="\n", flush=True)
-        done.append(comparison_json(comparison))
-        after = load_average()
-        if options.json is not None:
-            record = {
-                "benchmark": options.name,
-                "machine": machine,
-                "clock": options.clock,
-                "load_after": after,
-                "comparisons": done,
-            }
-            options.json.write_text(json.dumps(record, indent=1) + "\n")
-    print(busy_warning(before, after, threads=options.threads) or load_line(before, after))
-    return 0
+    try:
+        for comparison in BENCHMARKS[options.name].comparisons(
+            repeats=options.repeats, seed=options.seed, clock=CLOCKS[options.clock], on_round=_progress
+        ):
+            print(*comparison_lines(comparison), "", sep="\n", flush=True)
+            done.append(comparison_json(comparison))
+            after = load_average()
+            if folder is not None:
+                write_text(folder.path / COMPARISONS, strict_json(done, indent=1))
+    except BaseException as error:
+        if folder is not None:
+            folder.finish({"failed": " ".join(str(error).split()) or type(error).__name__})
+        raise
+    load = busy_warning(before, after, threads=options.threads) or load_line(before, after)
+    print(load)
+    if folder is not None:
+        folder.finish({"load": load, "seconds": time.perf_counter() - began})
+        print(f"run folder {folder.path}; batchless compare shows it")
+
+
+def _config(options: argparse.Namespace) -> dict[str, object]:
+    # The keys are the options, so that the report can say how to repeat the run.
+    given = {"repeats": options.repeats} if options.repeats is not None else {}
+    return {
+        "kind": BENCH,
+        "benchmark": options.name,
+        **given,
+        "threads": options.threads,
+        "clock": options.clock,
+        "seed": options.seed,
+    }
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -83,14 +115,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="wall time, or the process's own (wall)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights, data and the order of turns (0)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all raw times here")
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="leave tables and all raw times here, for batchless compare"
+    )
     options = parser.parse_args(arguments)
     if options.threads < 1 or (options.repeats is not None and options.repeats < 1):
         parser.error("--threads and --repeats must be 1 or more")
     if options.clock == "cpu" and options.threads > 1:
         parser.error("--clock cpu adds up the time of all threads: use --threads 1 with it")
-    if options.json is not None and not options.json.absolute().parent.is_dir():
-        parser.error(f"--json: the folder {options.json.parent} does not exist: create it first")
     return options
 
 

@@ -1,8 +1,7 @@
-"""Comparisons as text for the terminal and as values for JSON, with the machine they were measured on."""
+"""Comparisons as tables of text, for the terminal and for the run folder, and what to say of a busy machine."""
 
-import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -15,14 +14,6 @@ def load_average() -> float | None:
         return os.getloadavg()[0]
     except (AttributeError, OSError):
         return None
-
-
-def machine_line(machine: Mapping[str, object]) -> str:
-    """The machine in one line."""
-    return (
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['torch_threads']} threads used, "
-        f"torch {machine['torch']}, timm {machine['timm']}"
-    )
 
 
 def load_line(before: float | None, after: float | None) -> str:
@@ -42,34 +33,40 @@ def busy_warning(before: float | None, after: float | None, *, threads: int) -> 
 
 
 def comparison_lines(comparison: Comparison) -> list[str]:
-    """The table, and below it one line for each target."""
-    rounds = len(comparison.times[comparison.base])
-    rows = [_header(comparison), *(_row(comparison, name) for name in comparison.times)]
-    lines = [f"{comparison.title} ({rounds} rounds)", "", *_aligned(rows)]
-    if comparison.targets:
-        lines += ["", *_aligned([_target_row(comparison, target) for target in comparison.targets])]
+    """The tables of the comparison, one below the other, and its notes."""
+    lines = [_title(comparison)]
+    for table in comparison_tables(comparison):
+        lines += ["", *_aligned(table)]
     return [*lines, "", *comparison.notes] if comparison.notes else lines
 
 
+def comparison_tables(comparison: Comparison) -> list[list[tuple[str, ...]]]:
+    """The contestants, and where there are any the targets with their verdicts; the first row of a table is its head."""
+    tables = [[_header(comparison), *(_row(comparison, name) for name in comparison.times)]]
+    targets = [_target_row(comparison, target) for target in comparison.targets]
+    targets += [_byte_target_row(comparison, target) for target in comparison.byte_targets]
+    return [*tables, [_TARGETS, *targets]] if targets else tables
+
+
 def comparison_json(comparison: Comparison) -> dict[str, object]:
-    """All raw times, and the ratios of the targets."""
+    """All raw times, and the tables as they are shown."""
     return {
-        "title": comparison.title,
+        "title": _title(comparison),
+        "tables": comparison_tables(comparison),
+        "notes": list(comparison.notes),
         "base": comparison.base,
         "seconds": {name: list(seconds) for name, seconds in comparison.times.items()},
         "bytes_moved": dict(comparison.bytes_moved),
         "saved_bytes": dict(comparison.saved_bytes),
         "items": comparison.items,
-        "notes": list(comparison.notes),
-        "targets": [
-            {
-                **dataclasses.asdict(target),
-                **dataclasses.asdict(measured := ratio(comparison.times, target.of, target.base)),
-                "verdict": judge(target, measured),
-            }
-            for target in comparison.targets
-        ],
     }
+
+
+def _title(comparison: Comparison) -> str:
+    return f"{comparison.title} ({len(comparison.times[comparison.base])} rounds)"
+
+
+_TARGETS = ("target", "of minima", "of medians", "95 %", "verdict")
 
 
 def _header(comparison: Comparison) -> tuple[str, ...]:
@@ -101,11 +98,18 @@ def _row(comparison: Comparison, name: str) -> tuple[str, ...]:
 def _target_row(comparison: Comparison, target: Target) -> tuple[str, ...]:
     measured = ratio(comparison.times, target.of, target.base)
     return (
-        f"target: {target.of} <= {target.at_most:.3g} x {target.base}",
-        f"{measured.minima:.3f} of minima,",
-        f"{measured.medians:.3f} ({measured.low:.3f}..{measured.high:.3f}) of medians:",
+        f"{target.of} <= {target.at_most:.3g} x {target.base}",
+        f"{measured.minima:.3f}",
+        f"{measured.medians:.3f}",
+        f"{measured.low:.3f}..{measured.high:.3f}",
         judge(target, measured),
     )
+
+
+def _byte_target_row(comparison: Comparison, target: Target) -> tuple[str, ...]:
+    share = comparison.saved_bytes[target.of] / comparison.saved_bytes[target.base]
+    verdict = "met" if share <= target.at_most else "missed"
+    return (f"bytes of {target.of} <= {target.at_most:.3g} x {target.base}", f"{share:.3f}", "", "exact", verdict)
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:

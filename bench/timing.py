@@ -23,7 +23,7 @@ Verdict = Literal["met", "missed", "undecided"]
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """`of` is to take at most `at_most` times as long as `base`."""
+    """`of` is to take at most `at_most` times as long, or as many bytes, as `base`."""
 
     of: str
     base: str
@@ -39,6 +39,7 @@ class Comparison:
         base: the contestant that the table's ratios refer to.
         times: of all contestants.
         targets: to be judged.
+        byte_targets: the same of `saved_bytes`.
         bytes_moved: by contestant, what an implementation must read and write at least, where that bounds the time.
         saved_bytes: by contestant, what its forward keeps for the backward pass, where that is the question.
         items: images or clips that each contestant goes through in a round, where images per second are the question.
@@ -49,6 +50,7 @@ class Comparison:
     base: str
     times: Times
     targets: tuple[Target, ...] = ()
+    byte_targets: tuple[Target, ...] = ()
     bytes_moved: Mapping[str, int] = field(default_factory=dict)
     saved_bytes: Mapping[str, int] = field(default_factory=dict)
     items: int | None = None

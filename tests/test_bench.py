@@ -28,7 +28,9 @@ from bench.formulas import (
 from bench.report import busy_warning, comparison_lines
 from bench.timing import Comparison, Ratio, Target, interleave, judge, ratio, spread
 
+from batchless.cli import main as batchless_main
 from batchless.nn import BatchChannelNorm, WSConv2d, standardize_weight
+from batchless.runs import read_run
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 
@@ -282,7 +284,7 @@ def test_the_table_shows_ratios_targets_and_bandwidth():
     text = "\n".join(comparison_lines(comparison))
     fast = next(line for line in text.splitlines() if line.startswith("fast")).split()
     assert fast == ["fast", "10.0", "10.0", "0%", "0.250", "0.250", "0.250..0.250", "10.0"]
-    assert "target: fast <= 0.5 x slow" in text
+    assert "fast <= 0.5 x slow" in text
     assert text.endswith("met")
 
 
@@ -293,18 +295,55 @@ def test_a_busy_machine_is_warned_of(before, after, busy):
     assert busy_warning(None, None, threads=1) is None
 
 
-def test_the_command_writes_all_raw_times(monkeypatch, tmp_path, capsys):
+def small_weights(monkeypatch) -> None:
     monkeypatch.setattr(weights, "resnet50_weights", lambda seed: [torch.randn(8, 4, 3, 3, requires_grad=True)])
-    out = tmp_path / "weights.json"
-    assert main(["weights", "--repeats", "2", "--json", str(out)]) == 0
-    record = json.loads(out.read_text())
-    assert record["machine"]["torch_threads"] == 1
-    (comparison,) = record["comparisons"]
+
+
+def test_the_command_leaves_a_run_folder_that_compare_shows(monkeypatch, tmp_path, capsys):
+    small_weights(monkeypatch)
+    out = tmp_path / "bench-weights"
+    assert main(["weights", "--repeats", "2", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    run = read_run(out)
+    assert run.environment["torch_threads"] == 1
+    assert run.config == {
+        "kind": "bench",
+        "benchmark": "weights",
+        "repeats": 2,
+        "threads": 1,
+        "clock": "wall",
+        "seed": 0,
+    }
+    (comparison,) = json.loads((out / "comparisons.json").read_text())
     assert {"batchless", "timm", "authors", "w * 1.0", "memory copy"} <= set(comparison["seconds"])
     assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in comparison["seconds"].values())
     assert comparison["bytes_moved"]["batchless"] == 5 * 4 * 8 * 4 * 9
-    assert {target["base"] for target in comparison["targets"]} == {"timm", "authors"}
-    assert "GB/s" in capsys.readouterr().out
+    contestants, targets = comparison["tables"]
+    assert "GB/s" in contestants[0]
+    assert [row[0] for row in targets[1:]] == [
+        "batchless, in a step <= 0.5 x timm",
+        "batchless, in a step <= 0.12 x authors",
+    ]
+    assert all(cell in printed for row in contestants + targets for cell in row)
+    assert batchless_main(["compare", str(out), "--format", "json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["benchmarks"][0]["comparisons"][0]["tables"] == [contestants, targets]
+
+
+def test_a_benchmark_that_fails_keeps_what_was_timed(monkeypatch, tmp_path):
+    small_weights(monkeypatch)
+
+    def then_fails(**settings):
+        yield from weights_comparisons(**settings)
+        raise RuntimeError("no memory")
+
+    weights_comparisons = weights.comparisons
+    monkeypatch.setattr(weights, "comparisons", then_fails)
+    with pytest.raises(RuntimeError, match="no memory"):
+        main(["weights", "--repeats", "1", "--out", str(tmp_path / "run")])
+    assert read_run(tmp_path / "run").summary == {"failed": "no memory"}
+    assert len(json.loads((tmp_path / "run" / "comparisons.json").read_text())) == 1
+    assert main(["weights", "--out", str(tmp_path / "run")]) == 2  # never over another run
 
 
 def test_resnet50_has_53_convolution_weights():
@@ -318,7 +357,6 @@ def test_resnet50_has_53_convolution_weights():
     [
         (["speed"], "invalid choice"),
         (["weights", "--repeats", "0"], "must be 1 or more"),
-        (["weights", "--json", "/no/such/folder/x.json"], "does not exist"),
         (["weights", "--clock", "cpu", "--threads", "2"], "--threads 1"),
     ],
 )

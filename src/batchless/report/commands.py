@@ -4,6 +4,7 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 
+from batchless.report.timings import is_bench
 from batchless.runs import Run
 
 
@@ -17,10 +18,14 @@ def recorded_commands(runs: Sequence[Run]) -> list[tuple[str, int]]:
 
 
 def repetition(run: Run) -> str:
-    """Return the command that repeats a run from its configuration."""
+    """Return the command that repeats a run from its configuration, a benchmark from the repository's root."""
+    again = shlex.quote(f"{run.path}-again")
+    if is_bench(run):
+        options = [f"--{key} {value}" for key, value in run.config.items() if key not in ("kind", "benchmark")]
+        return " ".join(["python -m bench", str(run.config.get("benchmark")), *options, "--out", again])
     config = run.path / "config.yaml"
     verb = "federate" if is_federated(run) else "train"
-    return f"batchless {verb} --config {shlex.quote(str(config))} --out {shlex.quote(f'{run.path}-again')}"
+    return f"batchless {verb} --config {shlex.quote(str(config))} --out {again}"
 
 
 def is_federated(run: Run) -> bool:

@@ -1,6 +1,7 @@
 """Texts from data, made literal: what a name holds is shown, never obeyed."""
 
 import html
+from collections.abc import Iterable, Sequence
 
 _MARKDOWN = (
     ("\\", "\\\\"),
@@ -22,6 +23,12 @@ def markdown_text(text: str) -> str:
     for character, written in _MARKDOWN:
         text = text.replace(character, written)
     return " ".join(text.split())
+
+
+def markdown_table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """Return a table of texts that are shown as they are."""
+    drawn = [map(markdown_text, head), ["---"] * len(head), *(map(markdown_text, line) for line in lines)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in drawn)
 
 
 def markdown_code(text: str) -> str:

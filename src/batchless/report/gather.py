@@ -1,4 +1,4 @@
-"""Everything a report says, of both kinds of runs, gathered from run folders once; each format only writes it down."""
+"""Everything a report says, of all kinds of runs, gathered from run folders once; each format only writes it down."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from batchless.report.commands import recorded_commands, repetition
 from batchless.report.contents import Contents, gather_trained
 from batchless.report.federated_contents import FederatedContents, gather_federated
 from batchless.report.halves import compare_runs, controls, split
+from batchless.report.timings import Benchmark
 from batchless.runs import Run
 
 
@@ -20,6 +21,7 @@ class Report:
         runs: what is compared.
         trained: about runs of `batchless train`; None without any.
         federated: about runs of `batchless federate`; None without any.
+        benchmarks: the tables of `python -m bench`.
         commands: how the report was made.
         recorded: how the runs were made, and how many runs by each command.
         repetition: a command that repeats the first run.
@@ -30,6 +32,7 @@ class Report:
     runs: tuple[Run, ...]
     trained: Contents | None
     federated: FederatedContents | None
+    benchmarks: tuple[Benchmark, ...]
     commands: tuple[str, ...]
     recorded: tuple[tuple[str, int], ...]
     repetition: str
@@ -61,8 +64,9 @@ def gather(
     Raises:
         ValueError: the runs cannot be compared, or the control was not run.
     """
-    ordinary_control, federated_control = controls(compare_runs(runs), control)
-    trained, federated = split(runs)
+    compared = compare_runs(runs)
+    ordinary_control, federated_control = controls(compared, control)
+    trained, federated, _ = split(runs)
     recorded = [(command, count) for command, count in recorded_commands(runs) if command not in commands]
     return Report(
         title=title,
@@ -70,6 +74,7 @@ def gather(
         runs=tuple(runs),
         trained=gather_trained(trained, control=ordinary_control) if trained else None,
         federated=gather_federated(federated, control=federated_control) if federated else None,
+        benchmarks=compared.benchmarks,
         commands=tuple(commands),
         recorded=tuple(recorded),
         repetition=repetition(runs[0]),

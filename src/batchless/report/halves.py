@@ -1,4 +1,4 @@
-"""Runs of both kinds: `batchless train`'s and `batchless federate`'s are compared each among themselves."""
+"""Runs of all kinds: `batchless train`'s and `batchless federate`'s are compared each among themselves, benchmarks shown."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from batchless.report.federated_claims import federated_claims
 from batchless.report.federated_contents import choose_method
 from batchless.report.federated_table import FederatedComparison, federated_comparison
 from batchless.report.table import Comparison, comparison
+from batchless.report.timings import Benchmark, is_bench, read_benchmarks
 from batchless.report.unseen_table import UnseenComparison, unseen_comparison
 from batchless.runs import Run
 
@@ -26,17 +27,19 @@ class Halves:
 
     Attributes:
         trained: None if there are no such runs.
-        federated: None if there are no such runs; one of the two is there.
+        federated: None if there are no such runs.
+        benchmarks: those of `python -m bench`; one of the three is there.
         unseen: of the federated ones that left one domain out; None unless they left out several in turn.
     """
 
     trained: Comparison | None
     federated: FederatedComparison | None
     unseen: UnseenComparison | None = None
+    benchmarks: tuple[Benchmark, ...] = ()
 
     @property
     def tables(self) -> list[Comparison | FederatedComparison]:
-        """Those that are there."""
+        """The halves that are there."""
         return [table for table in (self.trained, self.federated) if table is not None]
 
     def findings(self, *, control: str | None = None) -> list[str]:
@@ -49,36 +52,40 @@ class Halves:
     def markdown(self) -> str:
         """Return the tables as Markdown, with their warnings."""
         more = [] if self.unseen is None else [self.unseen]
-        return "\n".join(table.markdown() for table in (*self.tables, *more))
+        return "\n".join(table.markdown() for table in (*self.tables, *more, *self.benchmarks))
 
     def rich(self, *, title: str = "") -> "Table | Group":
         """Return the tables for the terminal."""
         from rich.console import Group
 
-        drawn = [table.rich(title=title) for table in self.tables]
+        drawn: list[Table | Group] = [table.rich(title=title) for table in self.tables]
         drawn += [] if self.unseen is None else [self.unseen.rich()]
+        drawn += [benchmark.rich() for benchmark in self.benchmarks]
         return drawn[0] if len(drawn) == 1 else Group(*drawn)
 
 
-def split(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
-    """Return the runs of `batchless train` and those of `batchless federate`."""
-    return [run for run in runs if not is_federated(run)], [run for run in runs if is_federated(run)]
+def split(runs: Sequence[Run]) -> tuple[list[Run], list[Run], list[Run]]:
+    """Return the runs of `batchless train`, those of `batchless federate`, and those of `python -m bench`."""
+    learned = [run for run in runs if not is_bench(run)]
+    federated = [run for run in learned if is_federated(run)]
+    return [run for run in learned if not is_federated(run)], federated, [run for run in runs if is_bench(run)]
 
 
 def compare_runs(runs: Sequence[Run]) -> Halves:
-    """Compare runs of either kind, or of both.
+    """Compare runs of one kind or several.
 
     Args:
         runs: at least one, see `comparison` and `federated_comparison`.
 
     Raises:
-        ValueError: no runs, or a run that cannot be compared.
+        ValueError: no runs, or a run that cannot be compared or read.
     """
-    trained, federated = split(runs)
+    trained, federated, benchmarks = split(runs)
     return Halves(
-        trained=comparison(trained) if trained or not federated else None,
+        trained=comparison(trained) if trained or not runs else None,
         federated=federated_comparison(federated) if federated else None,
         unseen=unseen_comparison(federated),
+        benchmarks=read_benchmarks(benchmarks),
     )
 
 
@@ -88,6 +95,8 @@ def controls(halves: Halves, wanted: str | None) -> tuple[str | None, str | None
     Raises:
         ValueError: it was run in neither.
     """
+    if wanted is not None and not halves.tables:
+        raise ValueError(f"control is {wanted!r}, but benchmarks have a base of their own: leave --control out")
     if wanted is None or len(halves.tables) == 1:
         return wanted, wanted
     assert halves.trained is not None

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from batchless.report import federated_rows, rows
 from batchless.report.contents import Contents
-from batchless.report.escape import markdown_code, markdown_text
+from batchless.report.escape import markdown_code, markdown_table, markdown_text
 from batchless.report.federated_contents import FederatedContents
 from batchless.report.federated_table import MOMENTS
 from batchless.report.gather import gather
@@ -28,15 +28,19 @@ def render_markdown(
         parts += _trained(report.trained)
     if report.federated is not None:
         parts += _federated(report.federated)
+    parts += [benchmark.markdown().rstrip() for benchmark in report.benchmarks]
     for half in report.halves:
         parts += _derived(half)
     parts += ["## Commands", *map(markdown_code, commands)]
     parts += [markdown_code(command) for command, _ in report.recorded]
     parts += ["Every run can be repeated from its folder alone:", markdown_code(report.repetition)]
     if report.trained is not None:
-        parts += ["## Every run", _table(rows.RUNS, rows.run_rows(report.trained))]
+        parts += ["## Every run", markdown_table(rows.RUNS, rows.run_rows(report.trained))]
     if report.federated is not None:
-        parts += ["## Every federated run", _table(federated_rows.RUNS, federated_rows.run_rows(report.federated))]
+        parts += [
+            "## Every federated run",
+            markdown_table(federated_rows.RUNS, federated_rows.run_rows(report.federated)),
+        ]
     if report.notes:
         parts += ["## Missing or damaged files", _list(report.notes)]
     return "\n\n".join(parts) + "\n"
@@ -49,9 +53,12 @@ def _trained(contents: Contents) -> list[str]:
         "## All numbers",
         _about(contents),
     ]
-    parts.append(_table(rows.numbers_head(contents), rows.number_rows(contents)))
+    parts.append(markdown_table(rows.numbers_head(contents), rows.number_rows(contents)))
     if contents.learning is not None:
-        parts += [f"## Learning curves: {contents.learning.what}", _table(rows.CURVES, rows.curve_rows(contents))]
+        parts += [
+            f"## Learning curves: {contents.learning.what}",
+            markdown_table(rows.CURVES, rows.curve_rows(contents)),
+        ]
     return parts
 
 
@@ -60,30 +67,36 @@ def _federated(contents: FederatedContents) -> list[str]:
     if contents.unseen is not None:
         parts += ["## Leave-one-domain-out", contents.unseen.markdown().rstrip()]
     parts += ["## All numbers, mean over the domains", _about(contents)]
-    parts.append(_table(federated_rows.NUMBERS, federated_rows.number_rows(contents)))
+    parts.append(markdown_table(federated_rows.NUMBERS, federated_rows.number_rows(contents)))
     for moment in contents.table.moments:
         head = (f"difference, points, {MOMENTS[moment]}", *contents.table.columns)
-        parts.append(_table(head, federated_rows.difference_rows(contents, moment)))
+        parts.append(markdown_table(head, federated_rows.difference_rows(contents, moment)))
     if contents.convergence:
         parts += ["## Convergence", markdown_text(contents.level_text)]
-        parts.append(_table(federated_rows.CONVERGENCE, federated_rows.convergence_rows(contents)))
-        parts.append(_table(federated_rows.CURVES, federated_rows.curve_rows(contents)))
+        parts.append(markdown_table(federated_rows.CONVERGENCE, federated_rows.convergence_rows(contents)))
+        parts.append(markdown_table(federated_rows.CURVES, federated_rows.curve_rows(contents)))
     if privacy := federated_rows.privacy_rows(contents):
-        parts += ["## Differential privacy", _table(federated_rows.PRIVACY, privacy)]
+        parts += ["## Differential privacy", markdown_table(federated_rows.PRIVACY, privacy)]
     if contents.left_out:
-        parts += ["## Clients left out", _table(federated_rows.LEFT_OUT, federated_rows.left_out_rows(contents))]
+        parts += [
+            "## Clients left out",
+            markdown_table(federated_rows.LEFT_OUT, federated_rows.left_out_rows(contents)),
+        ]
     for partition in contents.partitions:
         parts += [f"## Partition: {markdown_text(partition.title)}"]
-        parts.append(_table(federated_rows.HOLDERS, federated_rows.holder_rows(partition)))
+        parts.append(markdown_table(federated_rows.HOLDERS, federated_rows.holder_rows(partition)))
     return parts
 
 
 def _derived(contents: Contents | FederatedContents) -> list[str]:
     parts = ["## Derived settings"] if contents.varied or contents.conversions else []
     if contents.varied:
-        parts.append(_table(("setting", "value", "runs"), contents.varied))
+        parts.append(markdown_table(("setting", "value", "runs"), contents.varied))
     for conversion in contents.conversions:
-        parts += [f"### {markdown_text(conversion.normalizer)}", _table(rows.LAYERS, rows.layer_rows(conversion))]
+        parts += [
+            f"### {markdown_text(conversion.normalizer)}",
+            markdown_table(rows.LAYERS, rows.layer_rows(conversion)),
+        ]
         parts += [_list(conversion.notes)] if conversion.notes else []
     return parts
 
@@ -98,8 +111,3 @@ def _about(contents: Contents | FederatedContents) -> str:
 
 def _list(lines: Iterable[str]) -> str:
     return "\n".join(f"- {markdown_text(line)}" for line in lines)
-
-
-def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    drawn = [map(markdown_text, head), ["---"] * len(head), *(map(markdown_text, line) for line in lines)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in drawn)

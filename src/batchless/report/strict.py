@@ -14,6 +14,7 @@ from batchless.report.federated_table import Method, Moment
 from batchless.report.gather import Report, gather
 from batchless.report.pictures import Gallery
 from batchless.report.table import Cell
+from batchless.report.timings import Benchmark
 from batchless.report.unseen_table import UnseenComparison
 from batchless.runs import Run
 
@@ -43,7 +44,8 @@ def _report(report: Report) -> dict[str, Any]:
     return {
         "title": report.title,
         "findings": report.findings,
-        **(halves if len(halves) > 1 else next(iter(halves.values()))),  # the usual report is not nested
+        **(next(iter(halves.values())) if len(halves) == 1 else halves),  # the usual report is not nested
+        **({"benchmarks": [_benchmark(one) for one in report.benchmarks]} if report.benchmarks else {}),
         "commands": report.commands,
         "notes": report.notes,
     }
@@ -136,6 +138,10 @@ def _cell(cell: Cell, difference: Difference | None) -> dict[str, Any]:
 
 def _run(run: Run) -> dict[str, Any]:
     return {"folder": run.path, "config": run.config, "environment": run.environment, "summary": run.summary}
+
+
+def _benchmark(benchmark: Benchmark) -> dict[str, Any]:
+    return {**_run(benchmark.run), "comparisons": [asdict(timing) for timing in benchmark.timings]}
 
 
 def _predictions(gallery: Gallery) -> dict[str, Any]:
