@@ -14,7 +14,7 @@ from batchless.runs import RunFolder
 from batchless.runs.atomic import write_text
 from batchless.runs.environment import describe_environment
 from batchless.runs.folder import strict_json
-from bench import detector, federated, inference, loading, memory, norms, step, weights
+from bench import compiled, detector, federated, inference, loading, memory, norms, step, weights
 from bench.report import (
     busy_warning,
     comparison_json,
@@ -28,6 +28,7 @@ BENCHMARKS = {
     "norms": norms,
     "step": step,
     "memory": memory,
+    "compiled": compiled,
     "detector": detector,
     "inference": inference,
     "loading": loading,
@@ -104,6 +105,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "name",
         choices=BENCHMARKS,
         help="weights, norms: standardizing, normalizing alone; step, detector: whole optimizer steps; memory: activations; "
+        "compiled: torch.compile and bfloat16; "
         "inference: after fold; loading: files against learning from them; federated: rounds against their steps alone",
     )
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="torch threads (1)")

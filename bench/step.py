@@ -11,6 +11,7 @@ from torch.optim import SGD
 
 import batchless as bl
 from bench.formulas import AuthorsBatchChannelNorm, authors_conv, timm_conv, with_layers
+from bench.saved import saved_in_step
 from bench.timing import Clock, Comparison, Contestant, Target, interleave
 
 REPEATS = 10
@@ -20,7 +21,11 @@ IMAGE_SIZE = 224
 RATE = 0.01
 """Of the authors' estimates; as published it is 0, which takes as long and moves nothing."""
 
+BCN_BYTES = (Target(of="bcn-micro+ws, accumulate", base="bn, plain loop", at_most=1.01),)
+"""What one forward keeps; standardized weights count only where each forward makes its own, as the others do."""
+
 MicroBatches = Sequence[tuple[Tensor, Tensor]]
+Forward = Callable[[Tensor], Tensor]
 
 
 def gn_targets(at_most: float) -> tuple[Target, ...]:
@@ -53,6 +58,7 @@ def comparisons(
     for models, base, targets, images in plans:
         built = models(model)
         contestants = {name: step(contestant, images) for name, (step, contestant) in built.items()}
+        saved = {name: saved_in_step(contestant, images[0][0]) for name, (_, contestant) in built.items()}
         times = interleave(contestants, repeats=repeats or REPEATS, seed=seed, clock=clock, on_round=on_round)
         require_finite({name: contestant for name, (_, contestant) in built.items()})
         yield Comparison(
@@ -60,6 +66,8 @@ def comparisons(
             base=base,
             times=times,
             targets=targets,
+            byte_targets=BCN_BYTES if models is bcn_models else (),
+            saved_bytes=saved,
         )
 
 
@@ -101,27 +109,32 @@ def bcn_models(model: nn.Module) -> Models:
     }
 
 
-def plain_step(model: nn.Module, images: MicroBatches) -> Contestant:
-    """An optimizer step by the loop that everybody writes: accumulate the mean loss's gradients, step."""
+def plain_step(model: nn.Module, images: MicroBatches, forward: Forward | None = None) -> Contestant:
+    """An optimizer step by the loop that everybody writes: accumulate the mean loss's gradients, step.
+
+    `forward` takes the place of calling the model.
+    """
     optimizer = _sgd(model)
+    forward = model if forward is None else forward
 
     def run() -> None:
         for image, target in images:
-            torch.autograd.backward(F.cross_entropy(model(image), target) / len(images))
+            torch.autograd.backward(F.cross_entropy(forward(image), target) / len(images))
         optimizer.step()
         optimizer.zero_grad()
 
     return run
 
 
-def accumulated_step(model: nn.Module, images: MicroBatches) -> Contestant:
+def accumulated_step(model: nn.Module, images: MicroBatches, forward: Forward | None = None) -> Contestant:
     """The same optimizer step through `batchless.accumulate`."""
     optimizer = _sgd(model)
+    forward = model if forward is None else forward
 
     def run() -> None:
         with bl.accumulate(model, optimizer) as step:
             for image, target in images:
-                step.backward(F.cross_entropy(model(image), target), samples=1)
+                step.backward(F.cross_entropy(forward(image), target), samples=1)
 
     return run
 

@@ -26,6 +26,7 @@ from bench.formulas import (
     with_layers,
 )
 from bench.report import busy_warning, comparison_lines
+from bench.saved import saved_in_step
 from bench.timing import Comparison, Ratio, Target, interleave, judge, ratio, spread
 
 from batchless.cli import main as batchless_main
@@ -157,6 +158,20 @@ def test_bcn_contestants_start_from_the_same_parameters_and_step(double_images):
     assert all(bool((layer.batch_norm.running_mean != 0).all()) for layer in authors)
 
 
+def test_bytes_are_those_inside_a_step_and_leave_the_model_alone(double_images):
+    models = step.bcn_models(Small().double())
+    image = double_images[0][0]
+    kept = {name: saved_in_step(model, image) for name, (_, model) in models.items()}
+    maps = 8 * 64 * (7 * 7 + 3 * 3)  # each convolution's output, in float64; each activation's is as large
+    assert 2 * maps <= kept["bn, plain loop"] <= 2.5 * maps
+    assert kept["bcn-micro+ws, accumulate"] <= 1.05 * kept["bn, plain loop"]  # vectors weigh more on small maps
+    weights = sum(
+        8 * layer.weight.numel() for layer in models["bn, plain loop"][1].modules() if isinstance(layer, nn.Conv2d)
+    )
+    assert kept["authors' bcn + ws, plain loop"] > 4 * maps + weights
+    assert all(getattr(m, "step_sums", None) is None for _, model in models.values() for m in model.modules())
+
+
 def test_with_layers_copies_and_replaces_exact_types_only():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(WSConv2d(4, 4, 3)))
     replaced = with_layers(model, {nn.Conv2d: authors_conv})
@@ -271,6 +286,18 @@ def test_a_target_is_judged_by_minima_and_interval(minima, low, high, verdict):
 
 def test_spread_is_the_middle_half_over_the_median():
     assert spread((1.0, 2.0, 3.0, 4.0, 5.0)) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(("kept", "verdict"), [(101, "met"), (102, "missed")])
+def test_bytes_are_judged_exactly(kept, verdict):
+    comparison = Comparison(
+        title="two ways",
+        base="b",
+        times={"a": (1.0,), "b": (1.0,)},
+        byte_targets=(Target(of="a", base="b", at_most=1.01),),
+        saved_bytes={"a": kept, "b": 100},
+    )
+    assert comparison_lines(comparison)[-1].split()[-3:] == [f"{kept / 100:.3f}", "exact", verdict]
 
 
 def test_the_table_shows_ratios_targets_and_bandwidth():

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # bench is run from the repository root, not installed
 
-from bench.memory import saved_bytes
+from bench.saved import saved_bytes
 
 import batchless as bl
 
