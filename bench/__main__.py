@@ -14,7 +14,7 @@ from batchless.runs import RunFolder
 from batchless.runs.atomic import write_text
 from batchless.runs.environment import describe_environment
 from batchless.runs.folder import strict_json
-from bench import compiled, detector, federated, inference, loading, memory, norms, step, weights
+from bench import compiled, detector, federated, inference, loading, memory, norms, passes, step, weights
 from bench.report import (
     busy_warning,
     comparison_json,
@@ -26,6 +26,7 @@ from bench.report import (
 BENCHMARKS = {
     "weights": weights,
     "norms": norms,
+    "passes": passes,
     "step": step,
     "memory": memory,
     "compiled": compiled,
@@ -104,9 +105,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "name",
         choices=BENCHMARKS,
-        help="weights, norms: standardizing, normalizing alone; step, detector: whole optimizer steps; memory: activations; "
-        "compiled: torch.compile and bfloat16; "
-        "inference: after fold; loading: files against learning from them; federated: rounds against their steps alone",
+        help="weights, norms: standardizing, normalizing alone; passes: normalizing's kernels; step, detector: whole "
+        "optimizer steps; memory: activations; compiled: torch.compile and bfloat16; inference: after fold; loading: files "
+        "against learning from them; federated: rounds against their steps alone",
     )
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="torch threads (1)")
     parser.add_argument(

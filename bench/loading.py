@@ -16,17 +16,22 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_sample_images
+from torch import Tensor
 
 from batchless.data.clip_sampling import FrameSampling
 from batchless.data.folders import read_image
+from batchless.data.label_maps import read_label_map
 from batchless.models.detectors import DetectorSettings
 from batchless.tasks import DataSettings, TrainConfig
+from batchless.tasks.segment.settings import SegmentSettings
 from batchless.tasks.setup import Setup, set_up
 from batchless.tasks.trained import build_converted, build_plain
-from bench.timing import Clock, Comparison, Contestant, interleave
+from batchless.train.waiting import advice_on_waiting
+from bench.timing import Clock, Comparison, Contestant, Times, interleave
 
 REPEATS = 8
 CLASSES = ("china", "flower")
+LEARN, LOAD = "forward and backward", "load"
 Frame = NDArray[np.uint8]
 
 
@@ -51,13 +56,26 @@ def comparisons(
     *, repeats: int | None, seed: int, clock: Clock, on_round: Callable[[int, int], None]
 ) -> Iterator[Comparison]:
     """Each task's files decoded, loaded (decoded, augmented, batched) and learned from."""
-    for written in (classification, detection, video):
+    for written in (classification, detection, segmentation, video):
         with tempfile.TemporaryDirectory() as folder:
             workload = written(Path(folder))
             times = interleave(
                 contestants(workload, seed=seed), repeats=repeats or REPEATS, seed=seed, clock=clock, on_round=on_round
             )
-            yield Comparison(title=workload.title, base="forward and backward", times=times, items=len(workload.files))
+            yield Comparison(
+                title=workload.title,
+                base=LEARN,
+                times=times,
+                items=len(workload.files),
+                notes=(waiting_note(times),),
+            )
+
+
+def waiting_note(times: Times) -> str:
+    """How much of a training without workers is loading, by medians, and what to do where it is much."""
+    load, learn = (float(np.median(times[name])) for name in (LOAD, LEARN))
+    share = load / (load + learn)
+    return advice_on_waiting(share, workers=0) or f"loading is {100 * share:.0f} % of a training without workers"
 
 
 def contestants(workload: Workload, *, seed: int) -> dict[str, Contestant]:
@@ -75,8 +93,8 @@ def contestants(workload: Workload, *, seed: int) -> dict[str, Contestant]:
         model.zero_grad()
 
     return {
-        "forward and backward": learn,
-        "load": lambda: list(setup.data.train(0, micro_batches)),
+        LEARN: learn,
+        LOAD: lambda: list(setup.data.train(0, micro_batches)),
         "of it: decode": lambda: [workload.decode(file) for file in workload.files],
     }
 
@@ -132,6 +150,32 @@ _VOC = """<annotation><filename>{name}.jpg</filename><size><width>500</width><he
 """
 
 
+def segmentation(
+    folder: Path, *, files: int = 8, model: str = "torchvision:lraspp_mobilenet_v3_large", side: int = 240
+) -> Workload:
+    """Folders of images and label maps: the brightest third of a photo, and the rest."""
+    for split in ("train", "test"):
+        for index, picture in enumerate(photos(files, height=375, width=500)):
+            write_jpeg(folder / split / "images" / f"{index}.jpg", picture)
+            bright = picture.mean(2)
+            write_map(folder / split / "labels" / f"{index}.png", bright > np.quantile(bright, 2 / 3))
+    config = TrainConfig(
+        task="segment",
+        model=model,
+        normalizer="gn+ws",
+        images=files,
+        images_per_step=1,
+        data=DataSettings(root=str(folder), flip=True),
+        segment=SegmentSettings(shorter_side=side, scales=(0.75, 1.5), crop=(side, side), class_names=CLASSES),
+    )
+    return Workload(
+        title=f"segmentation: {files} JPEG and maps of 500 x 375 px, {model} gn+ws on one {side} px crop per forward",
+        config=config,
+        files=tuple(sorted((folder / "train" / "images").glob("*.jpg"))),
+        decode=decoded_with_map,
+    )
+
+
 def video(folder: Path, *, files: int = 4, model: str = "tsm:torchvision:resnet18", size: int = 112) -> Workload:
     """Clips of 32 frames, 8 of which are seen."""
     for split in ("train", "test"):
@@ -176,6 +220,17 @@ def write_jpeg(path: Path, picture: Frame) -> None:
     """A JPEG of quality 90 and its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(picture).save(path, quality=90)
+
+
+def write_map(path: Path, labels: NDArray[np.bool_]) -> None:
+    """A label map of two classes and its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(labels.astype(np.uint8)).save(path)
+
+
+def decoded_with_map(path: Path) -> tuple[Tensor, Tensor]:
+    """An image of `segmentation` and its label map."""
+    return read_image(path), read_label_map(path.parents[1] / "labels" / f"{path.stem}.png")
 
 
 def write_clip(path: Path, frames: Sequence[Frame]) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from batchless.nn import WSConv2d, standardize_weight, standardized
 from bench.formulas import authors_standardized, timm_standardized
-from bench.timing import Clock, Comparison, Contestant, Target, interleave
+from bench.timing import Clock, Comparison, Contestant, Target, Times, interleave
 
 REPEATS = 120
 
@@ -42,13 +42,21 @@ def comparisons(
     }
     size = sum(weight.numel() * weight.element_size() for weight in weights)
     bytes_moved = {**dict.fromkeys(contestants, _FUSED * size), "w * 1.0": 4 * size, "memory copy": 2 * size}
+    times = interleave(contestants, repeats=repeats or REPEATS, seed=seed, clock=clock, on_round=on_round)
     yield Comparison(
         title=f"standardize {len(weights)} convolution weights ({size / 1e6:.1f} MB), forward + backward",
         base="timm",
-        times=interleave(contestants, repeats=repeats or REPEATS, seed=seed, clock=clock, on_round=on_round),
+        times=times,
         targets=TARGETS,
         bytes_moved=bytes_moved,
+        notes=(floor_note(times),),
     )
+
+
+def floor_note(times: Times) -> str:
+    """What the fewest passes would take at the speed of a copy, by minima."""
+    floor = _FUSED / 2 * min(times["memory copy"])
+    return f"floor: {_FUSED} passes at the speed of the copy's 2 are {1e3 * floor:.1f} ms, {floor / min(times['timm']):.3f} of timm"
 
 
 def resnet50_weights(seed: int) -> list[Tensor]:

@@ -4,6 +4,7 @@ import copy
 import gc
 import json
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench is run from the repository root, not installed
 
-from bench import detector, inference, loading, norms, step, weights
+from bench import detector, inference, loading, norms, passes, step, weights
 from bench.__main__ import main
 from bench.formulas import (
     AuthorsBatchChannelNorm,
@@ -373,6 +374,11 @@ def test_a_benchmark_that_fails_keeps_what_was_timed(monkeypatch, tmp_path):
     assert main(["weights", "--out", str(tmp_path / "run")]) == 2  # never over another run
 
 
+def test_the_floor_is_five_passes_at_the_copys_speed():
+    note = weights.floor_note({"memory copy": (0.004, 0.008), "timm": (0.04, 0.05)})
+    assert note.endswith("are 10.0 ms, 0.250 of timm")
+
+
 def test_resnet50_has_53_convolution_weights():
     found = weights.resnet50_weights(0)
     assert len(found) == 53
@@ -437,9 +443,10 @@ def test_inference_leaves_no_graph():
     [
         (loading.classification, {"files": 2, "model": "cifar_resnet8", "size": 16}),
         (loading.detection, {"files": 2, "side": 64}),
+        (loading.segmentation, {"files": 2, "model": "cifar_resnet8_lraspp", "side": 32}),
         (loading.video, {"files": 2, "model": "tsm:cifar_resnet8", "size": 16}),
     ],
-    ids=["classification", "detection", "video"],
+    ids=["classification", "detection", "segmentation", "video"],
 )
 def test_loading_reads_the_files_that_are_learned_from(tmp_path, written, small):
     workload = written(tmp_path, **small)
@@ -454,6 +461,45 @@ def test_loading_reads_the_files_that_are_learned_from(tmp_path, written, small)
         file.write_bytes(b"not an image")
     with pytest.raises(ValueError, match=workload.files[0].stem):
         found["load"]()
+
+
+def test_much_loading_is_advised_against():
+    advice = loading.waiting_note({"load": (0.3, 0.3), "forward and backward": (0.7, 0.7)})
+    assert advice.startswith("30 % of the training time was spent waiting for data: raise data.workers")
+    little = loading.waiting_note({"load": (0.1,), "forward and backward": (0.9,)})
+    assert little == "loading is 10 % of a training without workers"
+
+
+def test_single_passes_compute_what_they_are_called():
+    torch.manual_seed(0)
+    signal = passes.Signal((1, 64, 5, 7))
+    bn, gn = nn.BatchNorm2d(64), nn.GroupNorm(32, 64)
+    for layer, name in ((bn, "bn"), (gn, "gn")):
+        for parameter in layer.parameters():
+            parameter.data.fill_(1)
+        leaf = signal.x.clone().requires_grad_()
+        output = layer(leaf)
+        output.backward(signal.gradient)
+        torch.testing.assert_close(passes.PASSES[f"{name} forward"][1](signal)[0], output.detach())
+        torch.testing.assert_close(passes.PASSES[f"{name} backward"][1](signal)[0], leaf.grad, rtol=1e-4, atol=1e-4)
+    z = passes.PASSES["z and moments: native_group_norm, C groups"][1](signal).normalized.view_as(signal.x)
+    of_ones, of_z = passes.PASSES["sums of g and g z: native_group_norm_backward"][1](signal)
+    torch.testing.assert_close(of_ones, signal.gradient.sum((0, 2, 3)))
+    torch.testing.assert_close(of_z, (signal.gradient * z).sum((0, 2, 3)), rtol=1e-4, atol=1e-4)
+    expected = signal.scale * (signal.gradient_rows + signal.rows) + signal.shift
+    torch.testing.assert_close(passes.PASSES["dx: mul, addcmul_, add_"][1](signal), expected)
+    torch.testing.assert_close(
+        passes.PASSES["output anew: addcmul"][1](signal), signal.scale * signal.rows + signal.shift
+    )
+
+
+def test_every_single_pass_has_its_bytes(monkeypatch):
+    monkeypatch.setattr(passes, "resnet50_shapes", lambda: [(1, 32, 2, 3), (1, 64, 1, 2)])
+    (found,) = passes.comparisons(repeats=1, seed=0, clock=time.perf_counter, on_round=lambda *_: None)
+    size = 4 * (32 * 6 + 64 * 2)
+    assert found.bytes_moved["memory copy"] == 2 * size
+    assert found.bytes_moved["autograd.Function that does nothing"] == 0
+    assert list(found.times) == list(found.bytes_moved) == list(passes.PASSES)
 
 
 def test_images_per_second_are_those_of_the_median():
