@@ -56,7 +56,8 @@ def comparisons(
 def floor_note(times: Times) -> str:
     """What the fewest passes would take at the speed of a copy, by minima."""
     floor = _FUSED / 2 * min(times["memory copy"])
-    return f"floor: {_FUSED} passes at the speed of the copy's 2 are {1e3 * floor:.1f} ms, {floor / min(times['timm']):.3f} of timm"
+    share = floor / min(times["timm"])
+    return f"floor: {_FUSED} passes at the speed of the copy's 2 are {1e3 * floor:.1f} ms, {share:.3f} of timm"
 
 
 def resnet50_weights(seed: int) -> list[Tensor]:
