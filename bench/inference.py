@@ -21,7 +21,7 @@ def comparisons(
     """The one comparison; see the module."""
     torch.manual_seed(seed)
     image = torch.randn(1, 3, IMAGE_SIZE, IMAGE_SIZE)
-    model = torchvision.models.resnet50()
+    model = torchvision.models.resnet50().eval()
     models = {"bn": model, "gn": bl.convert(model, "gn", example=image)[0]}
     for name in ("gn+ws", "bcn-micro+ws"):
         converted, _ = bl.convert(model, name, example=image)
@@ -31,7 +31,7 @@ def comparisons(
         title=f"ResNet-50 inference, one {IMAGE_SIZE} px image",
         base="gn",
         times=interleave(
-            {name: forward(model.eval(), image) for name, model in models.items()},
+            {name: forward(model, image) for name, model in models.items()},
             repeats=repeats or REPEATS,
             seed=seed,
             clock=clock,

@@ -13,6 +13,7 @@ import pytest
 import torch
 from timm.layers.std_conv import StdConv2d
 from torch import Tensor, nn
+from torchvision.models import resnet18
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench is run from the repository root, not installed
 
@@ -436,6 +437,14 @@ def test_inference_leaves_no_graph():
     layer = nn.Conv2d(1, 1, 1)
     inference.forward(layer, torch.ones(1, 1, 2, 2))()
     assert layer.weight.grad is None
+
+
+def test_folded_networks_infer_beside_plain_ones(monkeypatch):
+    monkeypatch.setattr(inference, "IMAGE_SIZE", 32)
+    monkeypatch.setattr(inference.torchvision.models, "resnet50", resnet18)
+    (found,) = inference.comparisons(repeats=1, seed=0, clock=time.perf_counter, on_round=lambda *_: None)
+    assert list(found.times) == ["bn", "gn", "gn+ws", "gn+ws, folded", "bcn-micro+ws", "bcn-micro+ws, folded"]
+    assert {target.of for target in found.targets} == {"gn+ws, folded", "bcn-micro+ws, folded"}
 
 
 @pytest.mark.parametrize(
