@@ -7,8 +7,9 @@ Each task has one small network, trained from random weights with `gn`, `gn+ws`,
 step and the same learning rate: the recipe's, chosen for none of them. What is trained is in `studies/task_cells.py`.
 
 One process of one thread for each cell. A cell that has ended is not run again, one that was interrupted goes on from its last
-checkpoint; when a cell has ended its checkpoints are deleted and its figures written to `docs/studies/tasks.json`. A loss that
-is not finite is a result. `python -m studies.report` makes the tables from that. An estimate of the time comes first.
+checkpoint, or anew if its settings have changed since; when a cell has ended its checkpoints are deleted and its figures
+written to `docs/studies/tasks.json`. A loss that is not finite is a result. `python -m studies.report` makes the tables from
+that. An estimate of the time comes first.
 """
 
 import argparse
@@ -22,6 +23,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from batchless.arguments import parse_arguments
+from batchless.runs import read_run
+from batchless.tasks.config import TrainConfig
 from studies.running import ended, has_failed, keep_run, kept, run_cell
 from studies.task_cells import PROBLEMS, Cell, cells
 
@@ -74,13 +78,34 @@ def _seconds(cell: Cell, records: Mapping[str, Any]) -> float:
 def command(cell: Cell, options: argparse.Namespace) -> list[str]:
     """`batchless train` with the cell's settings, or going on with it where it has a checkpoint."""
     folder = options.out / cell.name
-    start = [sys.executable, "-m", "batchless.cli", "train"]
+    start = [sys.executable, "-m", "batchless.cli"]
     if (folder / "checkpoints" / "last.pt").exists():
-        return [*start, "--resume", str(folder)]
-    settings = cell.settings() | {"out": folder}
+        return [*start, "train", "--resume", str(folder)]
+    return [*start, *_words(cell, options)]
+
+
+def _words(cell: Cell, options: argparse.Namespace) -> list[str]:
+    settings = cell.settings() | {"out": options.out / cell.name}
     if (data := _data(cell, options)) is not None:
         settings["data.root"] = data
-    return [*start, *(word for name, value in settings.items() for word in (f"--{name}", str(value)))]
+    return ["train", *(word for name, value in settings.items() for word in (f"--{name}", str(value)))]
+
+
+def _has_changed(cell: Cell, options: argparse.Namespace) -> bool:
+    """Whether the cell's folder holds a run of other settings than the cell has now; where data and runs lie is none."""
+    folder = options.out / cell.name
+    if not (folder / "config.yaml").exists():
+        return False
+    try:
+        before = TrainConfig.from_plain(read_run(folder).config, source=folder)
+    except ValueError:  # of settings that are no more
+        return True
+    return _plain(before) != _plain(parse_arguments(_words(cell, options)))
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    plain: dict[str, Any] = config.plain()
+    return plain | {"out": None, "data": plain["data"] | {"root": None}}
 
 
 def _data(cell: Cell, options: argparse.Namespace) -> Path | None:
@@ -92,6 +117,9 @@ def _data(cell: Cell, options: argparse.Namespace) -> Path | None:
 def _run(cell: Cell, options: argparse.Namespace) -> bool:
     folder = options.out / cell.name
     about: dict[str, Any] = asdict(cell)
+    if _has_changed(cell, options):
+        print(f"{cell.name}: its settings have changed, it starts anew", flush=True)
+        shutil.rmtree(folder)
     if not ended(folder):
         words = command(cell, options)
         if "--resume" not in words:

@@ -16,6 +16,7 @@ from studies.task_report import task_tables
 
 from batchless.arguments import parse_arguments
 from batchless.data.open_objects import open_objects
+from batchless.runs import RunFolder
 
 CELL = Cell("clips", "gn+ws", 1, 0)
 
@@ -83,6 +84,22 @@ def test_an_interrupted_cell_goes_on(tmp_path):
     (tmp_path / CELL.name / "checkpoints").mkdir(parents=True)
     (tmp_path / CELL.name / "checkpoints" / "last.pt").touch()
     assert words_of(CELL, tmp_path) == ["train", "--resume", str(tmp_path / CELL.name)]
+
+
+@pytest.mark.parametrize("change", [{}, {"images": 7}, {"model": "tsm:torchvision:resnet18"}, {"no_more": 1}])
+def test_a_cell_goes_on_only_with_the_settings_that_it_has_now(change, tmp_path, monkeypatch):
+    options = tasks._parse(["--out", str(tmp_path), "--data.root", "/moved/since"])
+    folder = tmp_path / CELL.name
+    config = parse_arguments(words_of(CELL, tmp_path / "elsewhere"))
+    with RunFolder.create(folder, config=config.plain() | change, seed=0, tensorboard=False):
+        pass
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    (folder / "checkpoints" / "last.pt").touch()
+    commands: list[list[str]] = []
+    monkeypatch.setattr(tasks, "run_cell", lambda name, words: commands.append(words) or "stopped")
+    assert not tasks._run(CELL, options)
+    assert ["--resume" in words for words in commands] == [not change]
+    assert folder.exists() == (not change)
 
 
 def test_the_estimate_learns_from_cells_that_have_ended():
