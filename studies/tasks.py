@@ -4,7 +4,8 @@
 
 Each task has one small network, trained from random weights with `gn`, `gn+ws`, `bcn-micro+ws` and `frozen-bn`
 (whose statistics stay 0 and 1) at one image per forward and `bn` at two, at an equal budget of images, as many images per
-step and the same learning rate: the recipe's, chosen for none of them. What is trained is in `studies/task_cells.py`.
+step and the same learning rate: the recipe's, searched for none of them here (docs/results.md says where the recipes' come
+from). What is trained is in `studies/task_cells.py`.
 
 One process of one thread for each cell. A cell that has ended is not run again, one that was interrupted goes on from its last
 checkpoint, or anew if its settings have changed since; when a cell has ended its checkpoints are deleted and its figures
