@@ -119,6 +119,11 @@ class DetectorInput(nn.Module):
         return self.plain.postprocess(result, image_shapes, original_image_sizes)
 
 
+def is_own_detector(name: str) -> bool:
+    """Whether `build_detector` knows the name."""
+    return name in DETECTOR_NAMES
+
+
 def build_detector(name: str, *, num_classes: int, settings: DetectorSettings | None = None) -> nn.Module:
     """A detector with random weights; class 0 is the background, the classes are 1 to `num_classes`.
 
