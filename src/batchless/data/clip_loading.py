@@ -151,4 +151,4 @@ def evaluated_frames(
     """The same before it is normalized: uint8."""
     frames = dataset.clip(index, lambda length: [place for view in sampling.for_evaluation(length) for place in view])
     squares = centred(frames.images, image_size, resize_to=resize_to)
-    return squares.unflatten(0, (sampling.views, sampling.frames)), frames
+    return squares.view(sampling.views, sampling.frames, *squares.shape[1:]), frames
