@@ -403,3 +403,17 @@ def test_wrong_settings_are_refused_before_anything_is_built():
             kind(model="cifar_resnet8", image_size=0, **settings)
     with pytest.raises(ValueError, match="did you mean cifar_resnet8"):
         run_doctor(DoctorConfig(model="cifar_resnt8"))
+
+
+@pytest.mark.parametrize("name", ["fcos_resnet18_fpn", "cifar_resnet8_lraspp"])
+def test_networks_of_the_other_tasks_by_the_names_that_train_has(name):
+    said = run_doctor(DoctorConfig(model=name, image_size=64))
+    assert said.findings
+    assert any("nothing is left of the above" in line for line in said.conversion)
+    report = run_convert(ConvertConfig(model=name, normalizer="gn+ws", image_size=64))
+    assert any(entry.now == "WSConv2d" for entry in report.replaced)
+
+
+def test_the_nearest_detector_is_told():
+    with pytest.raises(ValueError, match=r"unknown model 'fcos_resnet19_fpn' \(did you mean fcos_resnet18_fpn"):
+        run_doctor(DoctorConfig(model="fcos_resnet19_fpn"))

@@ -1,3 +1,4 @@
+import pickle
 import shutil
 
 import numpy as np
@@ -147,6 +148,67 @@ def test_how_maps_are_stored(tmp_path):
     save_image(scene(0)[0], tmp_path / "map.jpg")
     with pytest.raises(ValueError, match=r"map\.jpg: cannot be read as a label map"):
         read_label_map(tmp_path / "map.jpg")
+
+
+COLOURS = np.zeros((256, 3), np.uint8)
+COLOURS[[0, 1, 2, 255]] = [[128, 64, 0], [0, 0, 192], [7, 7, 7], [0, 0, 0]]
+PALETTE = "sky 128 64 0\ntraffic light\t0 0 192\ngrey 7 7 7\nignored 0 0 0\n"
+
+
+def coloured_folders(root):
+    """The folders of `write_folders` with maps of colours."""
+    write_folders(root, train=2, test=1)
+    for path in root.glob("*/labels/*.png"):
+        save_image(COLOURS[np.asarray(Image.open(path))], path)
+    (root / "classes.txt").write_text(PALETTE)
+    return root
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_maps_of_colours_are_read_by_a_palette(tmp_path, mode):
+    root = coloured_folders(tmp_path)
+    for path in root.glob("*/labels/*.png"):
+        Image.open(path).convert(mode).save(path)
+    maps = open_label_maps(root, "train")
+    assert maps.classes == ("sky", "traffic light", "grey")
+    for seed in range(2):
+        assert torch.equal(maps.sample(seed)[1], torch.from_numpy(scene(seed)[1]))
+    again = pickle.loads(pickle.dumps(maps.images[1].read_map))
+    assert torch.equal(again(), maps.images[1].read_map())
+
+
+def test_several_colours_of_one_class(tmp_path):
+    root = coloured_folders(tmp_path)
+    (root / "classes.txt").write_text(PALETTE.replace("grey", "sky"))
+    maps = open_label_maps(root, "test")
+    labels = scene(100)[1].copy()
+    labels[labels == 2] = 0
+    assert maps.classes == ("sky", "traffic light")
+    assert torch.equal(maps.sample(0)[1], torch.from_numpy(labels))
+
+
+def test_a_colour_that_the_palette_has_not_names_image_colour_and_place(tmp_path):
+    root = coloured_folders(tmp_path)
+    path = root / "train" / "labels" / "001.png"
+    values = np.asarray(Image.open(path)).copy()
+    values[5, 7], values[9, 2] = (1, 2, 3), (3, 2, 1)
+    save_image(values, path)
+    says = (
+        r"001\.png: 2 pixels have colours .*first 1 2 3 \(red green blue\) in row 5, column 7: add a line `name 1 2 3`"
+    )
+    with pytest.raises(ValueError, match=says):
+        open_label_maps(root, "train").sample(1)
+
+
+def test_palettes_in_disorder(tmp_path):
+    root = coloured_folders(tmp_path)
+    for line in ("tree", "tree 1 2 256", "tree 7 7 7"):
+        (root / "classes.txt").write_text(f"{PALETTE}{line}\n")
+        with pytest.raises(ValueError, match=f"classes.txt: '{line}' has no colour of its own"):
+            open_label_maps(root, "train")
+    (root / "classes.txt").write_text(PALETTE)
+    with pytest.raises(ValueError, match=r"names 1 classes and .*classes\.txt, with a palette, has its own"):
+        open_label_maps(root, "train", class_names=("a",))
 
 
 def test_unknown_and_missing_folders(tmp_path):

@@ -3,22 +3,26 @@ import errno
 import itertools
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
 import onnxruntime
 import pytest
 import torch
+from exported_files import FORMATS, file, plain_weights, run_file
 from timm.layers import StdConv2d
 from torch import nn
 
 from batchless.data.statistics import normalized
 from batchless.deploy import ExportConfig, export_checkpoint, formats, load_folded
 from batchless.deploy import export as exporting
+from batchless.deploy.about import about
 from batchless.deploy.export import TOLERANCE, largest_difference
-from batchless.deploy.folded import about, folded_bytes, folded_plain, run_folded
+from batchless.deploy.folded import folded_bytes, folded_plain, run_folded
 from batchless.deploy.formats import traced
-from batchless.deploy.images import network_input, real_squares
+from batchless.deploy.images import network_input
+from batchless.deploy.real_inputs import real_squares
 from batchless.models import build_model
 from batchless.nn import Reparameterized, SkipInit
 from batchless.runs import load_checkpoint
@@ -27,7 +31,6 @@ from batchless.tasks.trained import build_converted
 
 MODELS = ["cifar_resnet8", "torchvision:resnet18", "timm:resnet10t"]
 NORMALIZERS = ["gn+ws", "bcn-micro+ws", "bn", "none+sws"]
-FORMATS = ["torch", "onnx", "exported_program"]
 # Every network with every normalizer, each of both in every format; and one whose layers pad in their own forward.
 CASES = [
     *(
@@ -38,21 +41,7 @@ CASES = [
 ]
 
 
-def run_file(path: Path, images: torch.Tensor) -> torch.Tensor:
-    """The scores of an exported file, read as its user does."""
-    if path.suffix == ".onnx":
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
-    if path.suffix == ".pt2":
-        return torch.export.load(path).module()(images)
-    return load_folded(path).model(images)
-
-
-def plain_weights(file: Path) -> list[bool]:
-    """For each convolution of an ONNX file, whether its weight is stored."""
-    graph = onnx.load(file).graph
-    stored = {tensor.name for tensor in graph.initializer}
-    return [node.input[1] in stored for node in graph.node if node.op_type == "Conv"]
+WORDS = {"task", "model", "normalizer", "input", "output"}
 
 
 @pytest.mark.filterwarnings("ignore:.*fewer groups give steadier statistics:UserWarning")
@@ -69,8 +58,8 @@ def test_an_exported_file_has_the_scores_of_the_trained_network(checkpoint, tmp_
     assert [entry.name for entry in exported.path.parent.iterdir()] == [file(format)]
     assert exported.images_from == "the run's test images"
     assert 0 <= exported.difference < 1e-4
-    images = network_input(real_squares(trained, 5)[0], trained)
-    for count in (1, 2, 5):
+    images = network_input(torch.cat(real_squares(trained)[0]), trained)
+    for count in (1, 2, 4):
         expected = trained.model(images[:count])
         assert expected.std(dim=1).min() > 0
         scale = float(expected.abs().max())
@@ -80,10 +69,6 @@ def test_an_exported_file_has_the_scores_of_the_trained_network(checkpoint, tmp_
         assert plain_weights(exported.path) == [True] * len(convolutions)
 
 
-def file(format: str) -> str:
-    return {"torch": "net.pt", "onnx": "net.onnx", "exported_program": "net.pt2"}[format]
-
-
 def test_the_onnx_file_says_what_its_user_must_know(checkpoint):
     data = {"resize_shorter_side": 36}
     path = checkpoint(normalizer="bcn-micro+ws", classes=('a "quoted" name', "straße"), data=data)
@@ -91,15 +76,23 @@ def test_the_onnx_file_says_what_its_user_must_know(checkpoint):
     assert exported.path == path.with_name("best.onnx")
     session = onnxruntime.InferenceSession(str(exported.path), providers=["CPUExecutionProvider"])
     told = session.get_modelmeta().custom_metadata_map
-    assert {name: json.loads(told[name]) for name in told.keys() - {"model", "normalizer"}} == {
+    assert {name: json.loads(told[name]) for name in told.keys() - WORDS} == {
         "classes": ['a "quoted" name', "straße"],
         "mean": [0.48, 0.5, 0.52],
         "std": [0.21, 0.25, 0.3],
         "image_size": 32,
         "resize_shorter_side": 36,
+        "longest_side": None,
+        "sampling": None,
         "normalization_included": False,
     }
-    assert (told["model"], told["normalizer"]) == ("cifar_resnet8", "bcn-micro+ws")
+    assert {name: told[name] for name in WORDS} == {
+        "task": "classify",
+        "model": "cifar_resnet8",
+        "normalizer": "bcn-micro+ws",
+        "input": "images [N, 3, 32, 32]",
+        "output": "scores [N, 2]",
+    }
     assert [(port.name, port.shape) for port in session.get_inputs()] == [("images", ["batch", 3, 32, 32])]
     assert [(port.name, port.shape) for port in session.get_outputs()] == [("scores", ["batch", 2])]
     content = exported.path.read_bytes()
@@ -145,7 +138,7 @@ def test_gains_of_pretrained_weights_fold_to_other_layers(checkpoint, gain):
     model = build_converted(trained.config, plain)[0].eval()
     assert any(isinstance(module, SkipInit) for module in model.modules()) == (gain == 0)
     facts = about(trained, normalization_included=False)
-    content = folded_bytes(folded_plain(model, example), facts, trained=model)
+    content = folded_bytes(folded_plain(model, example), facts, replace(trained, model=model))
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(run_folded(content)(images), model(images), rtol=1e-4, atol=1e-4)
 
@@ -156,7 +149,7 @@ def test_a_network_that_normalizes_images_itself(checkpoint, format):
     path = checkpoint("cifar_resnet8", "bcn-micro+ws")
     trained = load_trained(path)
     exported = export_checkpoint(ExportConfig(checkpoint=str(path), format=format, include_normalization=True))
-    squares, _ = real_squares(trained, 3)
+    squares = torch.cat(real_squares(trained)[0])
     expected = trained.model(normalized(squares, trained.statistics))
     torch.testing.assert_close(run_file(exported.path, squares / 255), expected, rtol=1e-4, atol=1e-4)
     if format == "onnx":
@@ -221,7 +214,7 @@ def test_other_scores_than_the_trained_networks_are_never_written(checkpoint, tm
 @torch.no_grad()
 def test_the_largest_difference(checkpoint):
     trained = load_trained(checkpoint())
-    squares, _ = real_squares(trained, 4)
+    squares = torch.cat(real_squares(trained)[0])
     scores = trained.model(normalized(squares, trained.statistics))
     assert largest_difference(trained.model, trained, [squares], include_normalization=False) == 0
     off = largest_difference(
@@ -232,6 +225,8 @@ def test_the_largest_difference(checkpoint):
         lambda images: trained.model(images) * torch.nan, trained, [squares], include_normalization=False
     )
     assert not gone <= TOLERANCE
+    with pytest.raises(ValueError, match=r"does not take an input of \[4, 3, 32, 32\] \(shape .*use --format torch$"):
+        largest_difference(lambda images: images.view(7), trained, [squares], include_normalization=False)
     # Images scaled to [0, 1] without the normalization that belongs to them.
     assert largest_difference(trained.model, trained, [squares], include_normalization=True) > TOLERANCE
 
@@ -304,13 +299,13 @@ def test_files_that_hold_no_folded_network(checkpoint, tmp_path):
     with pytest.raises(ValueError, match=r"was not written by `batchless train`"):
         load_trained(exported)
     content = load_checkpoint(exported)
-    for name in ("model", "about"):
+    for name in ("model", "about", "network"):
         damaged = copy.copy(content)
         del damaged[name]
         torch.save(damaged, tmp_path / "damaged.pt")
         with pytest.raises(ValueError, match=rf"damaged\.pt is damaged \(KeyError: '{name}'\): export it again"):
             load_folded(tmp_path / "damaged.pt")
-    content["about"]["normalizer"] = "bcn"
+    content["network"]["normalizer"] = "bcn"
     torch.save(content, tmp_path / "other.pt")
     with pytest.raises(ValueError, match=r"other\.pt is a checkpoint of another network"):
         load_folded(tmp_path / "other.pt")

@@ -19,6 +19,8 @@ EVERY_FORM = [
     "torchvision:lraspp_mobilenet_v3_large",
     "torchvision:fasterrcnn_mobilenet_v3_large_320_fpn",
     "torchvision:r2plus1d_18",
+    "fcos_resnet18_fpn",
+    "cifar_resnet8_lraspp",
     "tsm:cifar_resnet8",
     "tsm-online:timm:test_resnet",
     "smp:PSPNet-resnet18",

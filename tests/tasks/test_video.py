@@ -196,14 +196,3 @@ def test_the_embedded_clips_are_solved_by_shifts_and_not_by_frames():
     assert found["tsm"] > 0.85
     assert found["tsn"] < 0.6, "opposite motions are the same set of frames: at most one half"
     assert found["frame"] < 0.25, "chance is one sixth"
-
-
-@pytest.mark.slow
-def test_memory_does_not_grow_over_steps(data):
-    import resource
-
-    model, task = network("bcn-micro+ws"), ClassifyClips()
-    train(model, task, data, settings(images=200, images_per_step=2), None)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    train(model, task, data, settings(images=200, images_per_step=2), None)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 16 * 1024, "kilobytes: 100 steps keep nothing"

@@ -9,6 +9,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
+from batchless.data.seeding import seed_torch
+
 # Random erasing as its paper has it on ImageNet (Zhong et al., arXiv 1708.04896); the colour is that of timm and torchvision.
 _ERASED_SCALE, _ERASED_RATIO = (0.02, 0.33), (0.3, 1 / 0.3)
 _MAGNITUDES = 31
@@ -133,10 +135,9 @@ def _part(
 
 
 def _rand_augmented(image: Tensor, operations: int, magnitude: int, *, rng: Random) -> Tensor:
-    # torchvision draws from torch's global generator. It is seeded directly, as `torch.manual_seed` would reseed the
-    # accelerators too, whose state is not kept here.
+    # torchvision draws from torch's global generator. The accelerators' state is not kept here, so it is not seeded either.
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(rng.getrandbits(63))
+        seed_torch(rng.getrandbits(63), "cpu")
         result: Tensor = v2.RandAugment(operations, magnitude, _MAGNITUDES)(image)
     return result
 

@@ -141,6 +141,14 @@ def evaluated_clip(
     resize_to: int | None = None,
 ) -> tuple[Tensor, ClipFrames]:
     """A clip as evaluation sees it: float32 `[V, T, 3, S, S]`, and the frames that were read, `[V * T, 3, H, W]`."""
+    looks, frames = evaluated_frames(dataset, index, sampling, image_size, resize_to=resize_to)
+    return normalized(looks, mean_std), frames
+
+
+def evaluated_frames(
+    dataset: ClipDataset, index: int, sampling: FrameSampling, image_size: int, *, resize_to: int | None = None
+) -> tuple[Tensor, ClipFrames]:
+    """The same before it is normalized: uint8."""
     frames = dataset.clip(index, lambda length: [place for view in sampling.for_evaluation(length) for place in view])
-    squares = normalized(centred(frames.images, image_size, resize_to=resize_to), mean_std)
+    squares = centred(frames.images, image_size, resize_to=resize_to)
     return squares.view(sampling.views, sampling.frames, *squares.shape[1:]), frames

@@ -3,10 +3,13 @@
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -14,6 +17,12 @@ from batchless.data.folders import read_image
 
 IGNORED = 255
 """Label of a pixel that is neither learned nor evaluated."""
+
+IGNORED_NAME = "ignored"
+"""In `classes.txt`, of a colour that is neither learned nor evaluated."""
+
+Colour = tuple[int, int, int]
+"""Red, green and blue, 0 to 255."""
 
 _UNKNOWN = -1
 _VALUES = 256
@@ -116,33 +125,68 @@ def read_label_map(path: str | Path) -> Tensor:
     Raises:
         ValueError: naming the file: missing, damaged, with colours, or with values above 255.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_FORMATS) as file:
-                values = np.array(file if file.mode in ("1", "L", "P", "I", "I;16", "RGB") else file.convert("RGB"))
-    except MemoryError:
-        raise
-    except Exception as error:  # PIL's decoders raise nearly anything on damaged files
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{path}: cannot be read as a label map ({reason}); replace or remove this file") from error
+    values = _decoded(path)
     if values.ndim == 3:
         if (values != values[..., :1]).any():
-            raise ValueError(f"{path}: this label map has colours: save the number of each pixel's class instead")
+            raise ValueError(
+                f"{path}: this label map has colours: tell their classes by lines `name red green blue` in classes.txt, or "
+                "save the number of each pixel's class instead"
+            )
         values = values[..., 0]
     if values.dtype != np.bool_ and values.max(initial=0) > IGNORED:
         raise ValueError(f"{path}: this label map has the value {values.max()}, where 0 to {IGNORED} are possible")
     return torch.from_numpy(values.astype(np.uint8))
 
 
-def mapped_files(image: Path, label_map: Path) -> MappedImage:
-    """An image and its map in files."""
+def read_coloured_map(path: str | Path, palette: Mapping[Colour, int]) -> Tensor:
+    """The numbers in an image of colours: uint8 `[H, W]`.
+
+    Args:
+        path: of an image of three channels; or of one channel, which counts as three equal ones; or of a palette.
+        palette: the number of each colour, 0 to 255.
+
+    Raises:
+        ValueError: naming the file: missing or damaged; or the first colour that the palette has not, and where it is.
+    """
+    colours = _decoded(path, colours=True).astype(np.int64)
+    keys = (colours[..., 0] << 16) | (colours[..., 1] << 8) | colours[..., 2]
+    numbers = np.full(keys.shape, _UNKNOWN, np.int16)
+    for (red, green, blue), number in palette.items():
+        numbers[keys == (red << 16 | green << 8 | blue)] = number
+    if (unknown := numbers == _UNKNOWN).any():
+        top, left = (int(place) for place in np.argwhere(unknown)[0])
+        told = " ".join(str(value) for value in colours[top, left])
+        raise ValueError(
+            f"{path}: {int(unknown.sum())} pixels have colours that no line of classes.txt names, first {told} (red green "
+            f"blue) in row {top}, column {left}: add a line `name {told}`, or `{IGNORED_NAME} {told}` if it is to be ignored"
+        )
+    return torch.from_numpy(numbers.astype(np.uint8))
+
+
+def _decoded(path: str | Path, *, colours: bool = False) -> NDArray[Any]:
+    """The values as they are stored, `[H, W]`, or `[H, W, 3]`; with `colours` always these, as they are shown."""
+    stored = () if colours else ("1", "L", "P", "I", "I;16")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=_FORMATS) as file:
+                return np.array(file if file.mode in (*stored, "RGB") else file.convert("RGB"))
+    except MemoryError:
+        raise
+    except Exception as error:  # PIL's decoders raise nearly anything on damaged files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path}: cannot be read as a label map ({reason}); replace or remove this file") from error
+
+
+def mapped_files(image: Path, label_map: Path, palette: Mapping[Colour, int] | None = None) -> MappedImage:
+    """An image and its map in files, a map of colours if there is a palette."""
+    read_map = read_label_map if palette is None else partial(read_coloured_map, palette=palette)
     return MappedImage(
         source=str(image),
         read=_Read(read_image, image),
         map_source=str(label_map),
-        read_map=_Read(read_label_map, label_map),
+        read_map=_Read(read_map, label_map),
     )
 
 

@@ -1,5 +1,6 @@
 """Opening images with label maps in whichever layout they lie on disk."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 
 from batchless.data.folders import TEST_NAMES, existing_folder, image_files
 from batchless.data.label_classes import CITYSCAPES, CITYSCAPES_IDS, VOC_CLASSES
-from batchless.data.label_maps import IGNORED, LabelMaps, MappedImage, label_table, mapped_files
+from batchless.data.label_maps import IGNORED, IGNORED_NAME, Colour, LabelMaps, MappedImage, label_table, mapped_files
 from batchless.data.scattered_maps import scattered_maps
 
 Split = Literal["train", "test"]
@@ -19,7 +20,7 @@ LABEL_MAP_LAYOUTS = (
     "Pascal VOC (JPEGImages/, SegmentationClass/ or SegmentationClassAug/, ImageSets/Segmentation/*.txt, in the folder itself "
     "or up to two below it)",
     "image and map folders (train/images/ and train/labels/, or images/train/ and labels/train/; masks/ or annotations/ for "
-    "labels/; test/, val/ or valid/ for test/; classes.txt)",
+    "labels/; test/, val/ or valid/ for test/; classes.txt, with lines `name red green blue` for maps of colours)",
 )
 _LISTS = Path("ImageSets") / "Segmentation"
 _MAP_FOLDERS = ("labels", "masks", "annotations")
@@ -138,8 +139,13 @@ def _folders(
     root: Path, folders: tuple[Path, Path], split: Split, class_names: Sequence[str], ignore: Sequence[int]
 ) -> LabelMaps:
     found: Counter[str] = Counter()
+    listed, palette = _listed(root / "classes.txt")
+    if palette is not None:
+        _refuse_names(class_names, f"{root / 'classes.txt'}, with a palette,")
+        table = label_table(_counted(listed), {IGNORED})
+        return LabelMaps(images=_paired(*folders, found, palette), classes=listed, table=table, found=found)
     images = _paired(*folders, found)
-    classes = tuple(class_names) or _listed(root / "classes.txt")
+    classes = tuple(class_names) or listed
     if classes:
         return LabelMaps(images=images, classes=classes, table=label_table(_counted(classes), ignore), found=found)
     training = images if split == "train" else ()
@@ -157,19 +163,39 @@ def _folders(
     return LabelMaps(images=images, classes=classes, table=table, found=found)
 
 
-def _listed(path: Path) -> tuple[str, ...]:
+def _listed(path: Path) -> tuple[tuple[str, ...], dict[Colour, int] | None]:
+    """The names in the order of the labels, and where each line ends in a colour the number of each colour."""
     if not path.is_file():
-        return ()
+        return (), None
     try:
-        names = tuple(line.strip() for line in path.read_text("utf-8").splitlines() if line.strip())
+        lines = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeError) as error:
         raise ValueError(f"{path}: cannot be read ({error})") from error
-    if len(set(names)) < len(names):
-        raise ValueError(f"{path}: a class is named twice; give one name a line, in the order of the labels")
-    return names
+    found = [re.fullmatch(r"(\S.*?)\s+(\d+)\s+(\d+)\s+(\d+)", line) for line in lines]
+    if not any(found):
+        if len(set(lines)) < len(lines):
+            raise ValueError(f"{path}: a class is named twice; give one name a line, in the order of the labels")
+        return tuple(lines), None
+    names: list[str] = []
+    palette: dict[Colour, int] = {}
+    for line, match in zip(lines, found, strict=True):
+        colour = (int(match[2]), int(match[3]), int(match[4])) if match else (IGNORED + 1,) * 3
+        if match is None or max(colour) > IGNORED or colour in palette:
+            raise ValueError(
+                f"{path}: {line!r} has no colour of its own, as other lines have: give `name red green blue` with 0 to "
+                f"{IGNORED}, each colour once"
+            )
+        if match[1] == IGNORED_NAME:
+            palette[colour] = IGNORED
+        else:  # a class may have several colours
+            names += [] if match[1] in names else [match[1]]
+            palette[colour] = names.index(match[1])
+    return tuple(names), palette
 
 
-def _paired(images: Path, maps: Path, found: Counter[str]) -> tuple[MappedImage, ...]:
+def _paired(
+    images: Path, maps: Path, found: Counter[str], palette: dict[Colour, int] | None = None
+) -> tuple[MappedImage, ...]:
     by_name: dict[Path, Path] = {}
     for path in map(Path, image_files(maps)):
         by_name[path.relative_to(maps).with_suffix("")] = path
@@ -179,12 +205,14 @@ def _paired(images: Path, maps: Path, found: Counter[str]) -> tuple[MappedImage,
         names = [stem.with_name(stem.name + ending) for ending in _ENDINGS]
         files.append((image, next((by_name[name] for name in names if name in by_name), maps / f"{stem}.png")))
     found["label maps without an image"] += len(set(by_name.values()) - {path for _, path in files})
-    return _with_maps(files, images, found)
+    return _with_maps(files, images, found, palette)
 
 
-def _with_maps(files: Sequence[tuple[Path, Path]], folder: Path, found: Counter[str]) -> tuple[MappedImage, ...]:
+def _with_maps(
+    files: Sequence[tuple[Path, Path]], folder: Path, found: Counter[str], palette: dict[Colour, int] | None = None
+) -> tuple[MappedImage, ...]:
     """Those whose map is there; the others are counted."""
-    present = tuple(mapped_files(image, label_map) for image, label_map in files if label_map.is_file())
+    present = tuple(mapped_files(image, label_map, palette) for image, label_map in files if label_map.is_file())
     found["images without a label map, left out"] += len(files) - len(present)
     if not present:
         example = f", such as {files[0][1]}" if files else ""

@@ -2,27 +2,36 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
-from batchless.data.statistics import ChannelStatistics, normalized
-from batchless.deploy.folded import about, folded_bytes, folded_plain, run_folded, with_normalization
-from batchless.deploy.formats import Run, onnx_bytes, program_bytes, require_onnx, run_onnx, run_program, traced
-from batchless.deploy.images import real_squares
-from batchless.deploy.tasks import AT_WORK
+from batchless.deploy.about import about
+from batchless.deploy.detector_graph import detector_onnx_bytes
+from batchless.deploy.exportable import EXPORTABLE, UNSCALED, Exportable, Format
+from batchless.deploy.folded import folded_bytes, folded_plain, run_folded, with_normalization
+from batchless.deploy.formats import (
+    Run,
+    first_line,
+    onnx_bytes,
+    program_bytes,
+    require_onnx,
+    run_onnx,
+    run_program,
+    traced,
+)
+from batchless.deploy.real_inputs import BATCHES
 from batchless.runs.atomic import reason, replacing
 from batchless.tasks import Trained, load_trained
-
-Format = Literal["torch", "onnx", "exported_program"]
+from batchless.tasks.trained import example_input
 
 TOLERANCE = 1e-3
 """Largest difference allowed, relative to the largest score. Rounding gives 1e-7 to 1e-5, a wrong weight 1e-1."""
 
 _SUFFIXES: dict[Format, str] = {"torch": ".folded.pt", "onnx": ".onnx", "exported_program": ".pt2"}
-_BATCHES = (1, 3)
 _OPSETS = range(18, 26)
 """What torch's exporter writes, and converts to."""
 
@@ -33,11 +42,12 @@ class ExportConfig:
 
     Attributes:
         checkpoint: of a run.
-        format: `onnx`; `exported_program`, a `.pt2` that `torch.export.load` reads; `torch`, a state dict that
-            `batchless.deploy.load_folded` reads.
+        format: `onnx`; `exported_program`, a `.pt2` that `torch.export.load` reads, not of detectors; `torch`, a state dict
+            that `batchless.deploy.load_folded` reads.
         out: the file, which is replaced if it is there; None: beside the checkpoint.
         opset: of `onnx`, 18 to 25; None: what torch chooses.
-        include_normalization: whether the network normalizes images itself, and takes them scaled to [0, 1].
+        include_normalization: whether the network normalizes images itself, and takes them scaled to [0, 1];
+            detectors always do.
     """
 
     checkpoint: str
@@ -97,8 +107,8 @@ class Exported:
 def export_checkpoint(config: ExportConfig) -> Exported:
     """Fold the network of a checkpoint, write it in another format, and compare the file with the network as trained.
 
-    The file's input is `[N, 3, S, S]` for any N; its convolutions are plain ones. Nothing is written unless the file gives
-    the same scores as the trained network.
+    The file takes any number of images at a time, of a segmenter of any size, of a detector one image; its convolutions are
+    plain ones. Nothing is written unless the file says what the trained network says of real images.
 
     Raises:
         ValueError: a checkpoint that cannot be used, an extra that is not installed, a network that the format cannot hold,
@@ -108,20 +118,16 @@ def export_checkpoint(config: ExportConfig) -> Exported:
     if config.format == "onnx":
         require_onnx()
     trained = load_trained(config.checkpoint, "cpu")
-    if not AT_WORK[trained.config.task].exported:
+    task = trained.config.task
+    kind = EXPORTABLE[task]
+    if config.format not in kind.formats:
         raise ValueError(
-            f"{config.checkpoint} is a checkpoint of task={trained.config.task}: export writes classifiers; "
-            "batchless.fold(model) gives any network in torch.nn layers"
+            f"{config.checkpoint} is a checkpoint of task={task}: --format {config.format} cannot hold its networks, "
+            f"{' and '.join(kind.formats)} can"
         )
-    size = trained.config.data.image_size
-    model = folded_plain(trained.model, torch.zeros(2, 3, size, size))
-    if config.include_normalization:
-        model = with_normalization(model, trained.statistics)
-    content, run = _in_format(config, trained, model)
-    squares, images_from = real_squares(trained, sum(_BATCHES))
-    difference = largest_difference(
-        run, trained, torch.split(squares, list(_BATCHES)), include_normalization=config.include_normalization
-    )
+    content, run = _in_format(config, trained, kind)
+    batches, images_from = kind.real(trained)
+    difference = largest_difference(run, trained, batches, include_normalization=config.include_normalization)
     if not difference <= TOLERANCE:
         raise ValueError(
             f"the exported network gives other scores than {config.checkpoint}: they differ by {difference:.2g} of the "
@@ -134,49 +140,66 @@ def export_checkpoint(config: ExportConfig) -> Exported:
         bytes=len(content),
         difference=difference,
         images_from=images_from,
-        batches=_BATCHES,
+        batches=(1,) if task == "detect" else BATCHES,
     )
 
 
 @torch.no_grad()
 def largest_difference(run: Run, trained: Trained, batches: Sequence[Tensor], *, include_normalization: bool) -> float:
-    """The largest difference between scores, relative to the largest one.
+    """The largest difference between scores, relative to the largest one; of detectors, as `detection_difference` has it.
 
     Args:
         run: the exported network.
         trained: the network as trained.
-        batches: squares uint8 `[N, 3, S, S]`.
+        batches: uint8, as `EXPORTABLE` has them.
         include_normalization: whether `run` takes images scaled to [0, 1].
 
     Raises:
-        ValueError: the trained network's own scores are not finite.
+        ValueError: the trained network's own scores are not finite, or a detector finds nothing in these images.
     """
-    unscaled = ChannelStatistics(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    kind = EXPORTABLE[trained.config.task]
     differences = []
-    for squares in batches:
-        images = normalized(squares, trained.statistics)
-        expected = trained.model(images)
-        if not expected.isfinite().all():
+    for batch in batches:
+        images = kind.prepared(trained.model, batch, trained.statistics)
+        expected = kind.call(trained.model, images)
+        if not all(bool(tensor.isfinite().all()) for tensor in tree_leaves(expected)):
             raise ValueError(f"the scores of {trained.path} itself are not finite: export an earlier checkpoint")
-        scores = run(normalized(squares, unscaled) if include_normalization else images)
-        assert scores.shape == expected.shape
-        largest = expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny)
-        differences.append((scores - expected).abs().max() / largest)
-    return float(torch.stack(differences).max())  # NaN if one is
+        given = kind.prepared(trained.model, batch, UNSCALED) if include_normalization else images
+        try:
+            found = run(given)
+        except (RuntimeError, AssertionError) as error:  # a graph that assumes sizes
+            raise ValueError(
+                f"the exported network does not take an input of {list(given.shape)} ({first_line(error)}): use --format torch"
+            ) from error
+        differences.append(kind.difference(trained, expected, found))
+    told = [difference for difference in differences if difference is not None]
+    if not told:
+        raise ValueError(
+            f"{trained.path} finds no object in {len(batches)} images, so that a file cannot be checked: export a checkpoint "
+            "that has learned more"
+        )
+    return float(torch.tensor(told).max())  # NaN if one is
 
 
-def _in_format(config: ExportConfig, trained: Trained, model: nn.Module) -> tuple[bytes, Run]:
+def _in_format(config: ExportConfig, trained: Trained, kind: Exportable) -> tuple[bytes, Run]:
     """The content of the file, and the network that it holds when it is read again."""
     facts = about(trained, normalization_included=config.include_normalization)
+    folded = folded_plain(trained.model, example_input(trained.config, trained.model))
+    part = folded if config.format == "torch" else kind.graph(folded)
+    includes = config.include_normalization and trained.config.task != "detect"  # which do it themselves
+    model = with_normalization(part, trained.statistics) if includes else part
     if config.format == "torch":
-        content = folded_bytes(model, facts, trained=trained.model)
-        return content, run_folded(content)
-    size = facts.image_size
-    program = traced(model, torch.zeros(2, 3, size, size), name=facts.model)
+        content = folded_bytes(model, facts, trained)
+        return content, partial(kind.call, run_folded(content))
+    example = kind.example(trained)
+    if trained.config.task == "detect":
+        content = detector_onnx_bytes(model, example, facts, opset=config.opset)
+        return content, run_onnx(content)
+    program = traced(model, example, name=facts.model, free=kind.free)
     if config.format == "exported_program":
         content = program_bytes(program, facts)
         return content, run_program(content)
-    content = onnx_bytes(program, facts, opset=config.opset)
+    content = onnx_bytes(program, facts, opset=config.opset, free=kind.free, input_name=kind.input_name)
     return content, run_onnx(content)
 
 

@@ -7,66 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from batchless.data import ChannelStatistics
+from batchless.deploy.about import About
+from batchless.models.example import is_detector
+from batchless.models.temporal_shift import SegmentNetwork
+from batchless.models.video import is_3d
 from batchless.nn import SkipInit
 from batchless.runs import load_checkpoint, load_model_state
 from batchless.surgery import fold
 from batchless.surgery.recognize import is_convolution, read_convolution
-from batchless.tasks import DataSettings, TrainConfig, Trained
-from batchless.tasks.trained import rebuild_converted
+from batchless.tasks import TrainConfig, Trained
+from batchless.tasks.trained import example_input, rebuild_converted
 
 _KIND = "folded network of batchless"
 
-
-@dataclass(frozen=True, kw_only=True)
-class About:
-    """What a user of an exported network must know; every format holds it.
-
-    The input is an image with its shorter side resized to `resize_shorter_side`, the central square of it, scaled to
-    [0, 1], and, unless `normalization_included`, normalized: `(image - mean) / std` per channel, red first.
-
-    Attributes:
-        model: name of the architecture.
-        normalizer: what the network was trained with before it was folded.
-        classes: names of the outputs, in order.
-        mean: of the channels.
-        std: of the channels.
-        image_size: S of the input `[N, 3, S, S]`.
-        resize_shorter_side: in pixels.
-        normalization_included: whether the network normalizes its input itself.
-    """
-
-    model: str
-    normalizer: str
-    classes: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    image_size: int
-    resize_shorter_side: int
-    normalization_included: bool
-
-    @property
-    def statistics(self) -> ChannelStatistics:
-        """Mean and standard deviation by which images are normalized."""
-        (r, g, b), (dr, dg, db) = self.mean, self.std
-        return ChannelStatistics(mean=(r, g, b), std=(dr, dg, db))
-
-
-def about(trained: Trained, *, normalization_included: bool) -> About:
-    """What a user of the network must know."""
-    data, plain = trained.config.data, trained.config.plain()
-    return About(
-        model=trained.config.model,
-        normalizer=plain["normalizer"],
-        classes=trained.classes,
-        mean=tuple(trained.statistics.mean),
-        std=tuple(trained.statistics.std),
-        image_size=data.image_size,
-        resize_shorter_side=data.resize_shorter_side or data.image_size,
-        normalization_included=normalization_included,
-    )
+_NETWORK = ("task", "model", "normalizer", "detector", "segment", "video")
+"""Settings of a run that its network is built from, and `data.image_size`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +36,7 @@ class Folded:
     path: Path
 
 
-def folded_plain(model: nn.Module, example: Tensor) -> nn.Module:
+def folded_plain(model: nn.Module, example: object) -> nn.Module:
     """`batchless.fold`, which must leave no layer of this package and no convolution that computes its weight.
 
     Raises:
@@ -96,9 +54,11 @@ def folded_plain(model: nn.Module, example: Tensor) -> nn.Module:
     return folded
 
 
-def with_normalization(model: nn.Module, statistics: ChannelStatistics) -> nn.Sequential:
-    """`model` after `(image - mean) / std`, which a layer of torch's does, for images scaled to [0, 1]."""
-    layer = nn.BatchNorm2d(3, eps=0.0, affine=False)
+def with_normalization(model: nn.Module, statistics: ChannelStatistics) -> nn.Module:
+    """`model` after `(image - mean) / std`, which a layer of torch's does, for images or clips scaled to [0, 1]."""
+    if isinstance(model, SegmentNetwork):
+        return SegmentNetwork(with_normalization(model.base_model, statistics), segments=model.segments).eval()
+    layer = (nn.BatchNorm3d if is_3d(model) else nn.BatchNorm2d)(3, eps=0.0, affine=False)
     assert layer.running_mean is not None
     assert layer.running_var is not None
     layer.running_mean.copy_(torch.tensor(statistics.mean))
@@ -106,13 +66,15 @@ def with_normalization(model: nn.Module, statistics: ChannelStatistics) -> nn.Se
     return nn.Sequential(layer, model).eval()
 
 
-def folded_bytes(model: nn.Module, about: About, *, trained: nn.Module) -> bytes:
-    """The content of the file that `load_folded` reads: tensors and plain values. `model` is `trained`, folded."""
+def folded_bytes(model: nn.Module, about: About, trained: Trained) -> bytes:
+    """The content of the file that `load_folded` reads: tensors and plain values. `model` is that of `trained`, folded."""
     buffer = io.BytesIO()
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(about).items()}
-    content: dict[str, Any] = {"kind": _KIND, "model": dict(model.state_dict()), "about": plain}
+    config = trained.config.plain()
+    network = {name: config[name] for name in _NETWORK} | {"data": {"image_size": config["data"]["image_size"]}}
+    content: dict[str, Any] = {"kind": _KIND, "model": dict(model.state_dict()), "about": plain, "network": network}
     # Conversion makes one of a gain that is zero, which gains of pretrained weights are not; it folds to other layers.
-    content["skip_init"] = any(isinstance(module, SkipInit) for module in trained.modules())
+    content["skip_init"] = any(isinstance(module, SkipInit) for module in trained.model.modules())
     torch.save(content, buffer)
     return buffer.getvalue()
 
@@ -143,7 +105,8 @@ def _read(content: Mapping[str, Any], path: Path) -> Folded:
         raise ValueError(f"{path} is no folded network: {fix}")
     try:
         about = _about(content["about"])
-        model = _skeleton(about, skip_init=bool(content["skip_init"]))
+        config = TrainConfig.from_plain(content["network"], source=path)
+        model = _skeleton(config, about, skip_init=bool(content["skip_init"]))
         load_model_state(model, content["model"], source=path)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): export it again") from error
@@ -155,9 +118,9 @@ def _about(plain: Mapping[str, Any]) -> About:
     return About(**values)
 
 
-def _skeleton(about: About, *, skip_init: bool) -> nn.Module:
+def _skeleton(config: TrainConfig, about: About, *, skip_init: bool) -> nn.Module:
     """The folded network with random weights: which layers it has depends on no values but the gains that are zero."""
-    config = TrainConfig(model=about.model, normalizer=about.normalizer, data=DataSettings(image_size=about.image_size))
     model = rebuild_converted(config, num_classes=len(about.classes), skip_init=skip_init).eval()
-    folded = folded_plain(model, torch.zeros(2, 3, about.image_size, about.image_size))
-    return with_normalization(folded, about.statistics) if about.normalization_included else folded
+    folded = folded_plain(model, example_input(config, model))
+    included = about.normalization_included and not is_detector(model)  # which normalize images themselves
+    return with_normalization(folded, about.statistics) if included else folded

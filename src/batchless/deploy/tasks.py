@@ -32,17 +32,15 @@ class AtWork:
         evaluate: its figures on test images.
         tables: these for the terminal.
         predict: what it says about images of the user's; an unreadable one is told in its place.
-        exported: whether `export` writes it.
     """
 
     evaluate: Evaluate
     tables: "Callable[[dict[str, Any]], Group]"
     predict: Callable[[Trained, PredictConfig], list[Prediction]]
-    exported: bool = False
 
 
 AT_WORK: Mapping[TaskName, AtWork] = {
-    "classify": AtWork(evaluate=evaluate_images, tables=classification_tables, predict=answer_of_images, exported=True),
+    "classify": AtWork(evaluate=evaluate_images, tables=classification_tables, predict=answer_of_images),
     "detect": AtWork(evaluate=evaluate_detector, tables=detection_tables, predict=answer_of_objects),
     "segment": AtWork(evaluate=evaluate_segmenter, tables=segmentation_tables, predict=answer_of_maps),
     "video": AtWork(evaluate=evaluate_clips, tables=classification_tables, predict=answer_of_clips),

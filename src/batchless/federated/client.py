@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from batchless.data import Augment, ChannelStatistics, PooledImages
+from batchless.data.seeding import seed_torch
 from batchless.federated.algorithms import Algorithm, Centralized, FedProx, FixBN
 from batchless.federated.client_privacy import clipped
 from batchless.federated.partition import Client, Federation
@@ -24,7 +25,6 @@ from batchless.nn.batch_norm import BatchNorm
 from batchless.surgery.recognize import is_normalization
 from batchless.tasks.classify import Batch, ImageData
 from batchless.train import Clip, OptimizerSettings, Task, accumulate
-from batchless.train.device import seed_torch
 
 CLIENT_OPTIMIZER = OptimizerSettings(
     learning_rate=0.01, momentum=0.0, nesterov=False, weight_decay=0.0, warmup=0.0, schedule="constant"

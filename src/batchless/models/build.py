@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from batchless.models.cifar_resnet import CifarResNet
+from batchless.models.detectors import DETECTOR_NAMES, build_detector, is_own_detector
 from batchless.models.fedbn import DigitsCNN, FedBNAlexNet
 from batchless.models.names import (
     OWN_KINDS,
@@ -19,7 +20,7 @@ from batchless.models.names import (
     torchvision_names,
 )
 from batchless.models.segmentation_models import smp_network
-from batchless.models.segmenters import build_segmenter, is_own_segmenter
+from batchless.models.segmenters import build_segmenter, is_own_segmenter, segmenter_names
 from batchless.models.small_images import mobilenet_for_small_images, resnet_for_small_images
 from batchless.models.video import SEGMENTS, VIDEO_KINDS, on_segments, segment_kind
 
@@ -27,6 +28,7 @@ _KINDS = (
     "timm:<name> (such as timm:resnet18), torchvision:<name> (such as torchvision:resnet50), "
     f"cifar_resnet<depth> (such as cifar_resnet20), {OWN_KINDS}"
 )
+_OTHER_KINDS = "<detector>_<backbone>_fpn (such as fcos_resnet18_fpn), cifar_resnet<depth>_lraspp"
 _WITH_AUXILIARY_OUTPUTS = ("googlenet", "inception_v3")
 """Of torchvision: in training they return a tuple unless told otherwise, and warn unless their initialization is chosen."""
 
@@ -88,8 +90,8 @@ def build_any(name: str) -> nn.Module:
 
     Args:
         name: `timm:<name>`; `torchvision:<name>` (classification, segmentation, detection, video);
-            `smp:<Architecture>-<encoder>`; `tsm:<2D network>`, as `build_video` has them; or our own, as `build_model` and
-            `build_segmenter` have them. `example_inputs` makes what its forward takes.
+            `smp:<Architecture>-<encoder>`; `tsm:<2D network>`, as `build_video` has them; or our own, as `build_model`,
+            `build_segmenter` and `build_detector` have them. `example_inputs` makes what its forward takes.
 
     Raises:
         ValueError: unknown name, with the nearest ones; a library that is not installed, or that does not combine the two.
@@ -101,6 +103,8 @@ def build_any(name: str) -> nn.Module:
         return build_model(name, num_classes=10)
     if is_own_segmenter(name):
         return build_segmenter(name, num_classes=10)
+    if is_own_detector(name):
+        return build_detector(name, num_classes=10)
     if found := segment_kind(name):
         kind, network = found
         return on_segments(kind, build_any(network))
@@ -111,8 +115,8 @@ def build_any(name: str) -> nn.Module:
         return _torchvision(rest, **_random_weights(rest, task))
     if name.startswith("smp:"):
         return smp_network(rest)
-    nearest = did_you_mean(name, all_names(tags="." in name))
-    raise ValueError(f"unknown model {name!r}{nearest}: expected {_KINDS}, {SMP_KIND} or {VIDEO_KINDS}")
+    nearest = did_you_mean(name, [*all_names(tags="." in name), *DETECTOR_NAMES, *segmenter_names()])
+    raise ValueError(f"unknown model {name!r}{nearest}: expected {_KINDS}, {_OTHER_KINDS}, {SMP_KIND} or {VIDEO_KINDS}")
 
 
 def _own(name: str, num_classes: int) -> nn.Module:

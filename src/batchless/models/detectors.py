@@ -79,7 +79,8 @@ class DetectorInput(nn.Module):
     """What stands before a detector's backbone: resizing in evaluation, normalization, one padded tensor.
 
     torchvision's own transform resizes without antialiasing, and draws training sizes from the global random state. Here
-    training images come resized (`batchless.data.object_loading`), and evaluation resizes as that does.
+    training images come resized (`batchless.data.object_loading`), and evaluation resizes as that does, unless `resizes` is set
+    to False: then they come resized there too.
     """
 
     def __init__(self, settings: DetectorSettings) -> None:
@@ -87,6 +88,7 @@ class DetectorInput(nn.Module):
         from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
         self.settings = settings
+        self.resizes = True
         self.plain = GeneralizedRCNNTransform(
             settings.shorter_side, settings.longest_side, IMAGENET_STATISTICS.mean, IMAGENET_STATISTICS.std
         )
@@ -97,7 +99,7 @@ class DetectorInput(nn.Module):
         """Images float `[3, H, W]` from 0 to 1 as an `ImageList`; targets as they are (in evaluation they are not used)."""
         from torchvision.models.detection.image_list import ImageList
 
-        if not self.training:
+        if self.resizes and not self.training:
             images = [self._resized(image) for image in images]
         images = [self.plain.normalize(image) for image in images]
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
@@ -115,6 +117,11 @@ class DetectorInput(nn.Module):
     def postprocess(self, result: Any, image_shapes: Any, original_image_sizes: Any) -> Any:
         """Boxes and masks in the pixels of the original images."""
         return self.plain.postprocess(result, image_shapes, original_image_sizes)
+
+
+def is_own_detector(name: str) -> bool:
+    """Whether `build_detector` knows the name."""
+    return name in DETECTOR_NAMES
 
 
 def build_detector(name: str, *, num_classes: int, settings: DetectorSettings | None = None) -> nn.Module:

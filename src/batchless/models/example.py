@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from batchless.models.detectors import is_own_detector
 from batchless.models.names import torchvision_names
 from batchless.models.temporal_shift import SegmentNetwork
 from batchless.models.video import SEGMENTS, is_3d, segment_kind
@@ -36,7 +37,7 @@ def example_inputs(
     if isinstance(model, str):
         library, _, rest = model.partition(":")
         task = torchvision_names().get(rest) if library == "torchvision" else None
-        detects, video = task == "detection", task == "video"
+        detects, video = task == "detection" or is_own_detector(model), task == "video"
         segments = SEGMENTS if segment_kind(model) else None
     else:
         detects, video = is_detector(model), is_3d(model)

@@ -145,10 +145,13 @@ class PaddedSegmenter(nn.Module):
         """Scores in the size of the images."""
         height, width = images.shape[-2:]
         below, right = -height % self.multiple, -width % self.multiple
-        if below or right:
-            images = F.pad(images, (0, right, 0, below))
-        scores: Tensor = self.network(images)
+        scores: Tensor = self.network(F.pad(images, (0, right, 0, below)))
         return scores[..., :height, :width]
+
+
+def size_multiple(segmenter: nn.Module) -> int:
+    """Of which height and width are after the segmenter's own padding; 1: it takes them as they are."""
+    return segmenter.multiple if isinstance(segmenter, PaddedSegmenter) else 1
 
 
 class CifarLRASPP(nn.Module):

@@ -97,7 +97,7 @@ class TemporalShift(nn.Module):
         if self.is_online:
             output: Tensor = self.net(self._after_the_one_before(x))
             return output
-        clips = x.view(len(x) // self.segments, self.segments, *x.shape[1:])
+        clips = x.view(-1, self.segments, *x.shape[1:])
         output = self.net(temporal_shift(clips, share=self.share, direction=self.direction).flatten(0, 1))
         return output
 
@@ -220,4 +220,4 @@ class SegmentNetwork(nn.Module):
                 f"got {list(clips.shape)}: clips are [N, T, C, H, W], and this network is built for T={self.segments} frames"
             )
         scores: Tensor = self.base_model(clips.flatten(0, 1))
-        return scores.view(len(clips), self.segments, -1).mean(1)
+        return scores.view(-1, self.segments, scores.shape[1]).mean(1)

@@ -10,12 +10,12 @@ from typing import Any, Generic
 import torch
 from torch import Tensor, nn
 
+from batchless.data.seeding import seed_torch
 from batchless.runs import RunFolder
 from batchless.runs.memory import forget_peak_memory, peak_memory_bytes
 from batchless.train.accumulate import accumulate
 from batchless.train.autocast import autocast, loss_scaler
 from batchless.train.average import ParameterAverage
-from batchless.train.device import seed_torch
 from batchless.train.evaluate import evaluate
 from batchless.train.interrupt import ShouldStop, TrainingStoppedError, never_stop
 from batchless.train.processes import Processes

@@ -111,7 +111,8 @@ class AveragePrecision:
     def compute(self) -> dict[str, float]:
         """`ap`, `ap50`, `ap75`, `ap_small`, `ap_medium`, `ap_large` of boxes; with masks `mask_ap`, ... too.
 
-        0 to 1; a size of which there is no object is absent. Without any object at all: `ap` of 0 alone.
+        0 to 1; a size of which there is no object is absent. Without any object at all: `ap` of 0 alone. There is
+        no loss: torchvision's detectors compute theirs in training mode only, on regions drawn at random.
         """
         figures = self.precision("box").figures("")
         if self.masks:
