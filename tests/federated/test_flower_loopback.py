@@ -13,13 +13,14 @@ from typing import Any
 
 import flower_grid
 import pytest
-from domain_runs import ALGORITHMS, assert_same, config, kill_after, script, with_descendants, write_domains
+from domain_runs import ALGORITHMS, assert_same, config, saved, script, write_domains
 
 from batchless.federated import run_federation
 from batchless.federated.config import FlowerSettings
 from batchless.federated.loopback import federate_on_loopback, resume_on_loopback
 from batchless.federated.rounds import RoundProgress
 from batchless.runs import load_checkpoint, read_run
+from killed_runs import kill_after, with_descendants
 
 pytestmark = pytest.mark.timeout(3600)
 
@@ -85,7 +86,7 @@ def test_a_node_that_is_killed_costs_its_clients_only(root, tmp_path):
 @pytest.mark.parametrize("name", slow_but(("fedbn",), IN_EVERY_RUN))
 def test_killed_and_resumed(name, root, tmp_path):
     """SIGKILL of everything, the clients' processes too; what they keep is on their disks."""
-    kill_after(script("flower_worker.py", tmp_path / "run", name, root), tmp_path / "run", 1, seconds=1800)
+    kill_after(script("flower_worker.py", tmp_path / "run", name, root), tmp_path / "run", saved(1), seconds=1800)
     assert load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")["round"] < ROUNDS
     resume_on_loopback(tmp_path / "run")
     assert_same_as_in_process(name, root, tmp_path)
