@@ -1,4 +1,4 @@
-"""What keeps a residual network without normalization in order: nothing, SkipInit, or alpha and beta. `python -m studies.residual`.
+"""Residual networks without normalization: as built, with SkipInit, with alpha and beta. `python -m studies.residual`.
 
 For each seed: the variance of the signal after each block of the network as it is built, on images of noise, and the test
 accuracy after a short training on the embedded handwriting; `bn` beside them. All settings are the same but the normalizer;
@@ -47,7 +47,7 @@ def at_the_start(network: str, name: str, seed: int) -> list[float]:
     return variances(convert(build_model(network, num_classes=10), name, example=images)[0], images)
 
 
-def accuracy(network: str, name: str, seed: int, images: int, rate: float) -> float | None:
+def accuracy(network: str, name: str, seed: int, images: int, rate: float, clipping: float | None) -> float | None:
     """Of a test after training on so many images; None: the loss did not stay finite."""
     with tempfile.TemporaryDirectory() as folder:
         config = TrainConfig(
@@ -61,7 +61,7 @@ def accuracy(network: str, name: str, seed: int, images: int, rate: float) -> fl
             out=str(Path(folder, "run")),
             threads=1,
             tensorboard=False,
-            optimizer=OptimizerSettings(learning_rate=rate),
+            optimizer=OptimizerSettings(learning_rate=rate, adaptive_clipping=clipping),
         )
         try:
             return float(run_training(config).summary["test_accuracy"])
@@ -71,11 +71,11 @@ def accuracy(network: str, name: str, seed: int, images: int, rate: float) -> fl
             raise
 
 
-def line(network: str, name: str, seeds: int, images: int, rate: float) -> str:
+def line(network: str, name: str, seeds: int, images: int, rate: float, clipping: float | None) -> str:
     """A row of the table."""
     starts = [at_the_start(network, name, seed) for seed in range(seeds)]
     after = [fmean(values) for values in zip(*starts, strict=True)]
-    found = [accuracy(network, name, seed, images, rate) for seed in range(seeds)]
+    found = [accuracy(network, name, seed, images, rate, clipping) for seed in range(seeds)]
     done = [value for value in found if value is not None]
     spread = f"{min(after):.2f} to {max(after):.2f}"
     return f"| `{name}` | {after[0]:.2f} | {after[-1]:.2f} | {spread} | {percent(done)} | {len(done)} of {seeds} |"
@@ -88,12 +88,16 @@ def main() -> None:
     words.add_argument("--seeds", type=int, default=3)
     words.add_argument("--images", type=int, default=2000)
     words.add_argument("--learning_rate", type=float, default=0.05)
+    words.add_argument("--adaptive_clipping", type=float, default=0.1)
     asked = words.parse_args()
-    print(f"{asked.model}, {asked.images} images, learning rate {asked.learning_rate}, seeds 0 to {asked.seeds - 1}\n")
+    about = f"learning rate {asked.learning_rate}, adaptive clipping {asked.adaptive_clipping}, seeds 0 to {asked.seeds - 1}"
+    print(f"{asked.model}, {asked.images} images, {about}\n")
     print("| | variance after the first block | after the last | smallest to largest | test accuracy, % | ended well |")
     print("|---|---:|---:|---:|---:|---:|", flush=True)
     for name in NAMES:
-        print(line(asked.model, name, asked.seeds, asked.images, asked.learning_rate), flush=True)
+        print(
+            line(asked.model, name, asked.seeds, asked.images, asked.learning_rate, asked.adaptive_clipping), flush=True
+        )
 
 
 if __name__ == "__main__":

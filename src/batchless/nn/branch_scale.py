@@ -9,7 +9,7 @@ from torch import Tensor
 RELU_VARIANCE = 0.5 - 0.5 / math.pi
 """Of relu(z), z ~ N(0, 1)."""
 
-_CELLS_PER_ALPHA, _DEVIATIONS = 64, 8.0
+_CELLS_PER_ALPHA, _CELLS_PER_UNIT, _DEVIATIONS = 16, 64, 8.0
 
 
 def branch_betas(transitions: Sequence[bool], *, alpha: float) -> list[float]:
@@ -31,11 +31,11 @@ def branch_betas(transitions: Sequence[bool], *, alpha: float) -> list[float]:
     Source: Brock et al., arXiv 2101.08692, section 3, for blocks whose activations come before the convolutions.
 
     >>> [round(beta, 3) for beta in branch_betas([False, True, False], alpha=0.2)]
-    [1.0, 1.019, 1.02]
+    [1.0, 0.989, 1.02]
     """
     if not (math.isfinite(alpha) and alpha > 0):
         raise ValueError(f"alpha must be positive and finite, got {alpha}")
-    cell = min(alpha, 1.0) / _CELLS_PER_ALPHA
+    cell = min(alpha / _CELLS_PER_ALPHA, 1 / _CELLS_PER_UNIT)
     values = cell * torch.arange(
         math.ceil(_DEVIATIONS * math.sqrt(1 + (len(transitions) + 1) * alpha**2) / cell), dtype=torch.float64
     )
