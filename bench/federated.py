@@ -31,7 +31,6 @@ from batchless.federated.workers import WorkerEngine
 from batchless.models import build_model
 from batchless.runs.memory import peak_memory_bytes
 from batchless.tasks import Classify
-from batchless.tasks.classify import ImageData
 from batchless.train.interrupt import never_stop
 from bench.step import require_finite
 from bench.timing import Clock, Comparison, Contestant, Target, interleave
@@ -178,14 +177,7 @@ def batches_of(workplace: Workplace) -> list[list[tuple[Tensor, Tensor]]]:
     settings = workplace.settings
     found = []
     for client in workplace.clients():
-        data = ImageData(
-            train_images=client.train,
-            test_images=client.train,
-            image_size=settings.image_size,
-            augment=None,
-            statistics=settings.statistics,
-            seed=settings.seed,
-        )
+        data = settings.data(client.train, seed=settings.seed)
         order = data.order(0)
         found.append(list(data.train(0, [order[at : at + BATCH] for at in range(0, len(order), BATCH)])))
     return found

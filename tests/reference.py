@@ -278,3 +278,20 @@ def temporal_shift(x: Tensor, share: int, direction: str) -> Tensor:
                 if 0 <= source < frames:
                     out[n, t, c] = x[n, source, c]
     return out
+
+
+def branch_betas(transitions: list[bool], alpha: float, samples: int = 1_000_000) -> list[float]:
+    """NF-ResNets' beta (arXiv 2101.08692, section 3) with the activation after the sum: by many units that are drawn."""
+    z = torch.Generator().manual_seed(0)
+
+    def normal() -> Tensor:
+        return torch.randn(samples, generator=z, dtype=torch.float64)
+
+    unit = 0.5 - 0.5 / math.pi  # of relu(z)
+    x = normal().relu()
+    betas = []
+    for transition in transitions:
+        betas.append(math.sqrt(x.var() / unit))
+        shortcut = normal() if transition else x  # a convolution of x / beta has variance 1, as the branch
+        x = (shortcut + alpha * normal()).relu()
+    return betas

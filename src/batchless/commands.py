@@ -31,6 +31,7 @@ from batchless.report import compare_runs, render_json, render_markdown, write_p
 from batchless.report.main_figure import main_figure
 from batchless.runs import Run, find_runs, read_run
 from batchless.runs.atomic import write_text
+from batchless.runs.folder import CONFIG
 from batchless.tasks import FinishedRun, TrainConfig, resume_training, run_training
 from batchless.train import stop_on_signals
 from batchless.train.interrupt import ShouldStop, TrainingStoppedError
@@ -137,11 +138,8 @@ def resume_federate(config: ResumeConfig) -> int:
     begun = read_run(config.resume).config
 
     def run(on_round: Callable[[RoundProgress], None], should_stop: ShouldStop) -> FinishedFederation:
-        if begun.get("engine") == "flower":
-            return resume_on_loopback(config.resume, on_round, should_stop=should_stop)
-        return resume_federation(
-            config.resume, on_round, should_stop=should_stop, device=config.device, root=config.root
-        )
+        resume = resume_on_loopback if begun.get("engine") == "flower" else resume_federation
+        return resume(config.resume, on_round, should_stop=should_stop, device=config.device, root=config.root)
 
     title = f"{begun.get('algorithm')}, {begun.get('normalizer')}"
     return _federate(title, begun.get("rounds"), Path(config.resume), run)
@@ -174,6 +172,8 @@ def _federate(
 
             finished = run(on_round, should_stop)
     except TrainingStoppedError as stopped:
+        if not (folder / CONFIG).exists():  # Flower was still starting
+            raise StoppedError(f"stopped before the run began: there is no run in {folder} to go on with") from stopped
         raise StoppedError(
             f"stopped after {stopped.images} images, all saved; go on with: batchless federate --resume {folder}"
         ) from stopped

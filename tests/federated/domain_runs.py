@@ -1,11 +1,7 @@
 """Federated runs of seconds on real handwriting in three domains: as it is, inverted, and pale."""
 
-import os
-import signal
-import subprocess
 import sys
-import time
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +107,6 @@ def differing(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
     return [name for name, value in first.items() if isinstance(value, Tensor) and not torch.equal(value, second[name])]
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-
-
 def script(name: str, *words: object, processes: int = 1) -> list[str]:
     """The command that runs a file of this folder, in one process or by torchrun in several."""
     launch = [sys.executable]
@@ -124,30 +116,6 @@ def script(name: str, *words: object, processes: int = 1) -> list[str]:
     return [*launch, str(Path(__file__).with_name(name)), *map(str, words)]
 
 
-def finish(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment(), check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
-def kill_after(command: list[str], folder: Path, round: int, *, seconds: float = 200) -> None:
-    """SIGKILL the run and all its processes as soon as it has saved so many rounds."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
-    last = folder / "checkpoints" / "last.pt"
-    try:
-        deadline = time.monotonic() + seconds
-        while process.poll() is None and time.monotonic() < deadline:
-            if last.exists() and load_checkpoint(last)["round"] >= round:
-                break
-            time.sleep(0.002)
-        assert process.poll() is None, "the run ended before it was killed"
-    finally:
-        for pid in reversed(with_descendants(process.pid)):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        process.wait()
-
-
-def with_descendants(pid: int) -> list[int]:
-    children = Path(f"/proc/{pid}/task/{pid}/children")
-    below = [int(word) for word in children.read_text().split()] if children.exists() else []
-    return [pid, *(each for child in below for each in with_descendants(child))]
+def saved(rounds: int) -> Callable[[Any], bool]:
+    """Of a checkpoint: whether so many rounds are done."""
+    return lambda checkpoint: bool(checkpoint["round"] >= rounds)

@@ -3,10 +3,10 @@
 import sys
 from pathlib import Path
 
-from test_flower_loopback import small
+from test_flower_loopback import PATIENT, small
 
 from batchless.federated.loopback import federate_on_loopback
 
 if __name__ == "__main__":
     folder, name, root = sys.argv[1:]
-    federate_on_loopback(small(name, Path(root), Path(folder), engine="flower"))
+    federate_on_loopback(small(name, Path(root), Path(folder), engine="flower", flower=PATIENT))

@@ -13,7 +13,7 @@ from batchless.data import ImageDataset
 from batchless.data.statistics import normalized
 from batchless.federated.algorithms import Centralized, FedAvg, FedBN, SiloBN, Standalone
 from batchless.federated.client import load_state
-from batchless.federated.evaluation import evaluate_round, mean_of
+from batchless.federated.evaluation import Evaluation, mean_of
 from batchless.federated.server import initial_state
 from batchless.tasks import Classify
 
@@ -35,10 +35,17 @@ def figures(model: nn.Module, dataset: ImageDataset, indices: range | None = Non
     return float((scores.argmax(1) == labels).double().mean()), float(F.cross_entropy(scores, labels))
 
 
-def evaluated(algorithm, state, locals, world=WORLD, *, normalizer="bn", **changes):
-    return evaluate_round(
-        network(normalizer, seed=5), state, locals, world, algorithm, Classify(), settings(), **changes
+def evaluated(algorithm, state, locals, world=WORLD, *, normalizer="bn", domains=None):
+    evaluation = Evaluation(
+        model=network(normalizer, seed=5),
+        state=state,
+        locals=locals,
+        federation=world,
+        algorithm=algorithm,
+        task=Classify(),
+        settings=settings(),
     )
+    return evaluation.of_domains(world.domains if domains is None else domains)
 
 
 @pytest.mark.parametrize("algorithm", [FedAvg(), Centralized(), FedBN()])

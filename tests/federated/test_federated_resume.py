@@ -7,13 +7,14 @@ import federate_worker
 import odd_images
 import pytest
 import torch
-from domain_runs import assert_same, config, finish, kill_after, result, script, write_domains
+from domain_runs import assert_same, config, result, saved, script, write_domains
 
 from batchless.data.memory import TensorImages
 from batchless.federated import FederateConfig, preparation, resume_federation, run_federation
 from batchless.federated.rounds import RoundProgress
 from batchless.runs import RunFolder, load_checkpoint, read_run
 from batchless.train import TrainingStoppedError
+from killed_runs import finish, kill_after
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def whole(name: str, root: Path, folder: Path) -> dict[str, Any]:
 def test_killed_at_some_round_and_resumed(name, root, tmp_path):
     """In one process. Model, server optimizer, local layers, sampler and round go on as if nothing had been."""
     folder = tmp_path / "killed"
-    kill_after(script("federate_worker.py", folder, name, root), folder, 2)
+    kill_after(script("federate_worker.py", folder, name, root), folder, saved(2))
     assert 2 <= load_checkpoint(last(folder))["round"] < federate_worker.ROUNDS
     resume_federation(folder)
     assert_same(whole(name, root, tmp_path / "whole"), result(folder))
@@ -42,7 +43,7 @@ def test_killed_at_some_round_and_resumed(name, root, tmp_path):
 
 def test_killed_with_two_workers_and_resumed_with_one(root, tmp_path):
     folder = tmp_path / "killed"
-    kill_after(script("federate_worker.py", folder, "fedbn", root, 2), folder, 3)
+    kill_after(script("federate_worker.py", folder, "fedbn", root, 2), folder, saved(3))
     assert 3 <= load_checkpoint(last(folder))["round"] < federate_worker.ROUNDS
     resume_federation(folder, workers=1)
     assert_same(whole("fedbn", root, tmp_path / "whole"), result(folder))
@@ -50,7 +51,7 @@ def test_killed_with_two_workers_and_resumed_with_one(root, tmp_path):
 
 def test_killed_under_torchrun_and_resumed_under_it(root, tmp_path):
     folder = tmp_path / "killed"
-    kill_after(script("federate_worker.py", folder, "fedadam", root, processes=2), folder, 2)
+    kill_after(script("federate_worker.py", folder, "fedadam", root, processes=2), folder, saved(2))
     finish(script("federate_worker.py", folder, processes=2))
     assert_same(whole("fedadam", root, tmp_path / "whole"), result(folder))
 

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import odd_images
 import pytest
-from domain_runs import config, environment, script, write_domains
+from domain_runs import config, script, write_domains
 from tiny_federation import images
 
 from batchless.federated import FederateConfig, preparation, run_federation
 from batchless.federated.partition import Federation
 from batchless.runs import read_run
+from killed_runs import environment
 
 
 @pytest.fixture(scope="module")

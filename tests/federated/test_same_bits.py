@@ -8,10 +8,11 @@ from pathlib import Path
 import flower_grid
 import pytest
 import torch
-from domain_runs import ALGORITHMS, assert_same, config, differing, finish, result, script, write_domains
+from domain_runs import ALGORITHMS, assert_same, config, differing, result, script, write_domains
 
 from batchless.federated import run_federation
 from batchless.runs import load_checkpoint
+from killed_runs import finish
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,11 @@
 """Runs that are killed, stopped, or starved, and what is left of them."""
 
-import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from batchless.runs import RunFolder, load_checkpoint, read_run
 from batchless.tasks import DataSettings, TrainConfig, classify_setup, resume_training, run_training
 from batchless.train import TrainingStoppedError
+from killed_runs import environment, finish, kill_after
 from small_data import write_pictures
 
 START = "import sys; from batchless.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -50,39 +50,9 @@ def launch(processes: int) -> list[str]:
     return [sys.executable, *torchrun, "-m", "batchless.cli"]
 
 
-def finish(words: list[str], **options: Any) -> subprocess.CompletedProcess:
-    done = subprocess.run(words, capture_output=True, text=True, timeout=240, env=environment(), **options)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-
-
-def kill_after(words: list[str], folder: Path, images: int) -> None:
-    """SIGKILL the run and all its processes as soon as its log has reached so many images."""
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
-    last = folder / "checkpoints" / "last.pt"
-    try:
-        deadline = time.monotonic() + 200
-        while process.poll() is None and time.monotonic() < deadline:
-            if last.exists() and seen(last) >= images:
-                break
-            time.sleep(0.002)
-        assert process.poll() is None, "the run ended before it was killed"
-    finally:
-        # torchrun gives its workers sessions of their own; they are killed first, as in a power cut nobody is left over.
-        for pid in reversed(with_descendants(process.pid)):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        process.wait()
-
-
-def with_descendants(pid: int) -> list[int]:
-    children = Path(f"/proc/{pid}/task/{pid}/children")
-    below = [int(word) for word in children.read_text().split()] if children.exists() else []
-    return [pid, *(each for child in below for each in with_descendants(child))]
+def has_seen(images: int) -> Callable[[Any], bool]:
+    """Of a checkpoint: whether so many images were seen."""
+    return lambda checkpoint: bool(checkpoint["images"] >= images)
 
 
 def seen(checkpoint: Path) -> int:
@@ -119,7 +89,7 @@ def test_killed_at_random_moments_with_workers_and_augmentation(tmp_path, pictur
     words = command(folder, pictures, workers=1)
     rng = random.Random(0)
     for images in sorted(rng.sample(range(8, 88, 8), 5)):
-        kill_after(words, folder, images)
+        kill_after(words, folder, has_seen(images))
         words = [*launch(1), "train", "--resume", str(folder)]
     finish(words)
     assert_same_end(tmp_path / "whole", folder)
@@ -128,7 +98,7 @@ def test_killed_at_random_moments_with_workers_and_augmentation(tmp_path, pictur
 def test_two_processes_killed_and_resumed(tmp_path, pictures):
     finish(command(tmp_path / "whole", pictures, processes=2))
     folder = tmp_path / "killed"
-    kill_after(command(folder, pictures, processes=2), folder, 40)
+    kill_after(command(folder, pictures, processes=2), folder, has_seen(40))
     finish([*launch(2), "train", "--resume", str(folder)])
     assert_same_end(tmp_path / "whole", folder)
     # And two processes learn what one learns, up to the order of sums.

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from random import Random
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from batchless.data import Augment, ChannelStatistics, PooledImages
+from batchless.data import Augment, ChannelStatistics, ImageDataset, PooledImages
 from batchless.data.seeding import seed_torch
 from batchless.federated.algorithms import Algorithm, Centralized, FedProx, FixBN
 from batchless.federated.client_privacy import clipped
@@ -72,6 +73,17 @@ class ClientSettings:
                 f"images_per_step={self.images_per_step} must be a multiple of images_per_forward={self.images_per_forward}"
             )
 
+    def data(self, images: ImageDataset, *, seed: int) -> ImageData:
+        """Batches of images as the network sees them; `seed` is of their order and augmentation."""
+        return ImageData(
+            train_images=images,
+            test_images=images,
+            image_size=self.image_size,
+            augment=self.augment,
+            statistics=self.statistics,
+            seed=seed,
+        )
+
 
 def participants(federation: Federation, algorithm: Algorithm) -> tuple[Client, ...]:
     """The clients that train: those of the federation, or for `Centralized` one that has all their images."""
@@ -120,7 +132,8 @@ def train_client(
     began = time.perf_counter()
     load_state(model, state, local)
     try:
-        loss, count, images = _train(model, state, client, algorithm, task, settings)
+        with per_image_gradients(model) if settings.privacy.level == "sample" else nullcontext():
+            loss, count, images = _train(model, state, client, algorithm, task, settings)
     except ValueError as error:
         raise ClientFailedError(client.id, str(error)) from error
     seconds = time.perf_counter() - began
@@ -141,14 +154,7 @@ def _train(
 ) -> tuple[float, float, int]:
     """Sum of the loss, of how many samples, and images seen."""
     seed = Random(f"client/{settings.seed}/{state.round}/{client.id}").getrandbits(63)
-    data = ImageData(
-        train_images=client.train,
-        test_images=client.train,
-        image_size=settings.image_size,
-        augment=settings.augment,
-        statistics=settings.statistics,
-        seed=seed,
-    )
+    data = settings.data(client.train, seed=seed)
     frozen = isinstance(algorithm, FixBN) and algorithm.frozen(state.round, planned_rounds=state.planned_rounds)
     training_mode(model, frozen_statistics=frozen)
     optimizer = settings.optimizer.build(model)
@@ -158,34 +164,53 @@ def _train(
     total = torch.zeros((), dtype=torch.float64, device=settings.device)
     samples: int | Tensor = 0
     seen = 0
-    with per_image_gradients(model) if settings.privacy.level == "sample" else nullcontext():
-        for epoch in range(settings.local_epochs):
-            steps = _steps(data, epoch, settings, words=(state.round, client.id))
-            batches = iter(data.train(epoch, [part for step in steps for part in step]))
-            for number, step_parts in enumerate(steps):
-                images = sum(map(len, step_parts))
-                if settings.privacy.level == "sample":
-                    # How many images come by is random, how many steps there are is not.
-                    done = (epoch + (number + 0.5) / len(steps)) / settings.local_epochs
-                else:
-                    done = (seen + images / 2) / (len(client.train) * settings.local_epochs)
-                share = (state.round + done) / state.planned_rounds
-                for group in optimizer.param_groups:
-                    group["lr"] = settings.optimizer.learning_rate_at(share, images_per_step=settings.images_per_step)
-                # What the model itself draws.
-                seed_torch(Random(f"step/{seed}/{seen}").getrandbits(63), settings.device)
-                with _one_step(model, optimizer, clip, settings, (state.round, client.id, epoch, number)) as step:
-                    for _ in step_parts:
-                        batch = task.to(next(batches), settings.device)
-                        loss, count = task.loss(model, batch)
-                        mean = loss / (max(count, 1) if isinstance(count, int) else count.clamp_min(1))
-                        step.backward(mean, samples=count, images=task.images(batch))
-                        total += loss.detach()
-                        samples = samples + count
-                seen += images
+    words = (state.round, client.id)
+    for planned in _steps(data, settings, words=words):
+        share = (state.round + planned.done) / state.planned_rounds
+        for group in optimizer.param_groups:
+            group["lr"] = settings.optimizer.learning_rate_at(share, images_per_step=settings.images_per_step)
+        # What the model itself draws.
+        seed_torch(Random(f"step/{seed}/{seen}").getrandbits(63), settings.device)
+        with _one_step(model, optimizer, clip, settings, (*words, planned.epoch, planned.number)) as step:
+            for prepared in planned.batches:
+                batch = task.to(prepared, settings.device)
+                loss, count = task.loss(model, batch)
+                mean = loss / (max(count, 1) if isinstance(count, int) else count.clamp_min(1))
+                step.backward(mean, samples=count, images=task.images(batch))
+                total += loss.detach()
+                samples = samples + count
+        seen += planned.images
     if not bool(total.isfinite()):
         raise ValueError("the loss became NaN or infinite: lower the learning rate, or clip (adaptive_clipping=0.1)")
     return float(total), float(samples), seen
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Step:
+    """An optimizer step to be taken: how many images, their micro-batches, and the share of the round done in its middle."""
+
+    epoch: int
+    number: int
+    images: int
+    batches: Iterator[Batch]
+    done: float
+
+
+def _steps(data: ImageData, settings: ClientSettings, *, words: Sequence[object]) -> Iterator[_Step]:
+    """The steps of a client's round, one after the other."""
+    seen, all_images = 0, len(data.train_images) * settings.local_epochs
+    for epoch in range(settings.local_epochs):
+        steps = _micro_batches(data, epoch, settings, words=words)
+        batches = iter(data.train(epoch, [part for step in steps for part in step]))
+        for number, parts in enumerate(steps):
+            images = sum(map(len, parts))
+            if settings.privacy.level == "sample":
+                # How many images come by is random, how many steps there are is not.
+                done = (epoch + (number + 0.5) / len(steps)) / settings.local_epochs
+            else:
+                done = (seen + images / 2) / all_images
+            yield _Step(epoch=epoch, number=number, images=images, batches=islice(batches, len(parts)), done=done)
+            seen += images
 
 
 def _one_step(
@@ -205,7 +230,7 @@ def _one_step(
     )
 
 
-def _steps(
+def _micro_batches(
     data: ImageData, epoch: int, settings: ClientSettings, *, words: Sequence[object]
 ) -> list[list[Sequence[int]]]:
     """The micro-batches of each step of an epoch."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from batchless.federated.algorithms import Algorithm
 from batchless.federated.client import ClientSettings, participants, train_client
 from batchless.federated.client_privacy import ClientNoise
-from batchless.federated.evaluation import evaluate_round
+from batchless.federated.evaluation import Evaluation
 from batchless.federated.partition import Client, Federation
 from batchless.federated.server import ServerState, aggregate
 from batchless.federated.sharing import tensor_kinds, trainable_tensors
@@ -66,8 +66,18 @@ class Workplace:
 
     def evaluate(self, state: ServerState, locals: Locals, domains: Sequence[str]) -> dict[str, dict[str, float]]:
         """The figures of some domains."""
-        return evaluate_round(
-            self.model, state, locals, self.federation, self.algorithm, self.task, self.settings, domains=domains
+        return self.evaluation(state, locals).of_domains(domains)
+
+    def evaluation(self, state: ServerState, locals: Locals) -> Evaluation:
+        """Of the networks after a round, in the one network of this process."""
+        return Evaluation(
+            model=self.model,
+            state=state,
+            locals=locals,
+            federation=self.federation,
+            algorithm=self.algorithm,
+            task=self.task,
+            settings=self.settings,
         )
 
 

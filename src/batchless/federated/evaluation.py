@@ -21,61 +21,6 @@ REESTIMATION_IMAGES = 128
 """How many images, evenly spread over a dataset, statistics are estimated anew on."""
 
 
-def evaluate_round(
-    model: nn.Module,
-    state: ServerState,
-    locals: Mapping[int, Mapping[str, Tensor]],
-    federation: Federation,
-    algorithm: Algorithm,
-    task: Task[Batch],
-    settings: ClientSettings,
-    *,
-    domains: Collection[str] | None = None,
-) -> dict[str, dict[str, float]]:
-    """By domain, the task's figures on its test images (`accuracy`, `loss`) and on validation images (`validation_..`).
-
-    - Nothing of this network stays with the clients: the global model on all test images, and on the domain's validation
-      images together.
-    - Else each of the domain's m clients has its own model and every m-th test image, the k-th client from the k-th on;
-      the figures are the means over clients. A client that has not trained yet is evaluated as `unseen` says.
-    - A domain without clients then: one model made as `unseen` says, from the domain's test images without their labels.
-      `standalone` has none to make: the models of all clients, a share of the images each.
-
-    `unseen` counts the models that were made so, where there are any.
-
-    Args:
-        model: the one network of this process, on `settings.device`; its tensors are overwritten.
-        state: after the round.
-        locals: by client, the tensors that stay with it; those that never trained are missing.
-        federation: whose tests and clients.
-        algorithm: what stays with the clients.
-        task: whose figures.
-        settings: size, normalization and device of the images.
-        domains: only these; None: all.
-    """
-    evaluation = _loaded(model, state, locals, federation, algorithm, task, settings)
-    chosen = [domain for domain in federation.domains if domains is None or domain in domains]
-    return {domain: evaluation.of_domain(domain) for domain in chosen}
-
-
-def evaluate_client(
-    model: nn.Module,
-    state: ServerState,
-    local: Mapping[str, Tensor] | None,
-    client: Client,
-    federation: Federation,
-    algorithm: Algorithm,
-    task: Task[Batch],
-    settings: ClientSettings,
-) -> dict[str, float]:
-    """What one client brings to its domain's means in `evaluate_round`, where layers stay with the clients.
-
-    `unseen` is 1 if it has no layers yet. Arguments as there; `local` has the client's own tensors, None: none yet.
-    """
-    locals = {} if local is None else {client.id: local}
-    return _loaded(model, state, locals, federation, algorithm, task, settings).of_client(client)
-
-
 def mean_over_clients(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The mean of each figure over those that have it; `unseen` is counted.
 
@@ -88,47 +33,53 @@ def mean_over_clients(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return means | ({"unseen": unseen} if unseen else {})
 
 
-def _loaded(
-    model: nn.Module,
-    state: ServerState,
-    locals: Mapping[int, Mapping[str, Tensor]],
-    federation: Federation,
-    algorithm: Algorithm,
-    task: Task[Batch],
-    settings: ClientSettings,
-) -> "_Evaluation":
-    load_state(model, state, None)
-    return _Evaluation(
-        model=model,
-        initial=state.initial,
-        locals=locals,
-        clients=federation.clients,
-        tests=federation.tests,
-        algorithm=algorithm,
-        task=task,
-        settings=settings,
-    )
-
-
 @dataclass(frozen=True, kw_only=True)
-class _Evaluation:
+class Evaluation:
+    """The task's figures on test images (`accuracy`, `loss`) and on validation images (`validation_..`) after a round.
+
+    - Nothing of this network stays with the clients: the global model on all test images, and on the domain's validation
+      images together.
+    - Else each of the domain's m clients has its own model and every m-th test image, the k-th client from the k-th on;
+      the figures are the means over clients. A client that has not trained yet is evaluated as `unseen` says.
+    - A domain without clients then: one model made as `unseen` says, from the domain's test images without their labels.
+      `standalone` has none to make: the models of all clients, a share of the images each.
+
+    `unseen` counts the models that were made so, where there are any.
+
+    Attributes:
+        model: the one network of this process, on `settings.device`; its tensors are overwritten.
+        state: after the round.
+        locals: by client, the tensors that stay with it; those that never trained are missing.
+        federation: whose tests and clients.
+        algorithm: what stays with the clients.
+        task: whose figures.
+        settings: size, normalization and device of the images.
+    """
+
     model: nn.Module
-    initial: Mapping[str, Tensor]
+    state: ServerState
     locals: Mapping[int, Mapping[str, Tensor]]
-    clients: Sequence[Client]
-    tests: Mapping[str, ImageDataset]
+    federation: Federation
     algorithm: Algorithm
-    task: Task[Any]
+    task: Task[Batch]
     settings: ClientSettings
 
+    def __post_init__(self) -> None:
+        load_state(self.model, self.state, None)
+
+    def of_domains(self, domains: Collection[str]) -> dict[str, dict[str, float]]:
+        """By domain its figures, of some domains."""
+        return {domain: self.of_domain(domain) for domain in self.federation.domains if domain in domains}
+
     def of_domain(self, domain: str) -> dict[str, float]:
-        test = self.tests[domain]
-        own = [client for client in self.clients if domain in client.domains]
-        if not self.initial:
+        """The figures of a domain."""
+        test = self.federation.tests[domain]
+        own = [client for client in self.federation.clients if domain in client.domains]
+        if not self.state.initial:
             figures = self._figures([test])
             return figures | _validation(self._figures(client.validation_of(domain) for client in own))
         if not own and isinstance(self.algorithm, Standalone):
-            return self._of_clients(self.clients, domain)
+            return self._of_clients(self.federation.clients, domain)
         if not own:
             self._make_unseen(test)
             return self._figures([test]) | {"unseen": 1.0}
@@ -139,17 +90,18 @@ class _Evaluation:
         return mean_over_clients([self._of_share(client, domain, clients) for client in clients])
 
     def of_client(self, client: Client) -> dict[str, float]:
-        own = [each for each in self.clients if each.domain == client.domain]
+        """What one client brings to its domain's means, where layers stay with the clients; `unseen`: it has none yet."""
+        own = [each for each in self.federation.clients if each.domain == client.domain]
         return self._of_share(client, client.domain, own)
 
     def _of_share(self, client: Client, domain: str, among: Sequence[Client]) -> dict[str, float]:
         """Of the client's own model, on its share of the domain's test images."""
-        test = self.tests[domain]
+        test = self.federation.tests[domain]
         position = [each.id for each in among].index(client.id)
         share = Subset(dataset=test, indices=tuple(range(position, len(test), len(among))))
         seen = client.id in self.locals or isinstance(self.algorithm, Standalone)
         if seen:
-            self._load_local(self.locals.get(client.id, self.initial))
+            self._load_local(self.locals.get(client.id, self.state.initial))
         else:
             self._make_unseen(client.train)
         figures = self._figures([share]) | _validation(self._figures([client.validation_of(domain)]))
@@ -160,7 +112,7 @@ class _Evaluation:
         if self.algorithm.unseen == "mean" and self.locals:
             self._load_local(mean_of(self.locals))
             return
-        self._load_local(self.initial)
+        self._load_local(self.state.initial)
         if "statistic" in tensor_kinds(self.model).values():
             count = min(len(images), REESTIMATION_IMAGES)
             spread = Subset(dataset=images, indices=tuple(len(images) * i // count for i in range(count)))
@@ -185,14 +137,7 @@ class _Evaluation:
         return {} if whole is None else dict(whole.compute())
 
     def _data(self, images: ImageDataset) -> ImageData:
-        return ImageData(
-            train_images=images,
-            test_images=images,
-            image_size=self.settings.image_size,
-            augment=None,
-            statistics=self.settings.statistics,
-            seed=self.settings.seed,
-        )
+        return self.settings.data(images, seed=self.settings.seed)
 
 
 def mean_of(locals: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Tensor]:

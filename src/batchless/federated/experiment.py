@@ -1,7 +1,7 @@
 """A federated run from its configuration to a run folder, and on from where it was interrupted."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ from batchless.federated.rounds import OnRound, Rounds, show_nothing
 from batchless.federated.server import ServerState
 from batchless.federated.state import Progress, restore
 from batchless.federated.workers import WorkerEngine
-from batchless.runs import RunFolder, load_checkpoint, read_run
+from batchless.runs import RunFolder, load_checkpoint
 from batchless.runs.memory import forget_peak_memory
 from batchless.surgery import ConversionReport
 from batchless.train import Processes, TrainingStoppedError, processes_of_torchrun
 from batchless.train.interrupt import ShouldStop, never_stop
+from batchless.train.run_ends import begun, failure_told, on_first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,7 @@ def run_federation(
         raise ValueError("leave_one_domain_out is several runs: use batchless.federated.leave_one_domain_out")
     with _processes(config) as (processes, device):
         prepared = prepare(config, device=device)
-        run = _on_first(processes, lambda: new_folder(prepared))
+        run = on_first(processes, lambda: new_folder(prepared))
         if processes.first:
             on_start(prepared.explanation())
         return _go(prepared, prepared.state, {}, Progress(), run, processes, on_round, should_stop, elsewhere)
@@ -118,22 +119,16 @@ def resume_federation(
         ValueError: no run, one that has ended, one in use by another process, a damaged or foreign checkpoint.
         TrainingStoppedError: as for `run_federation`.
     """
-    folder = Path(folder)
-    run_read = read_run(folder)
-    if run_read.summary is not None and "failed" not in run_read.summary:
-        raise ValueError(f"the run in {folder} has ended: there is nothing to go on with")
-    config = FederateConfig.from_plain(run_read.config, source=folder / "config.yaml")
-    config = replace(config, out=str(folder), device=device or config.device, workers=workers or config.workers)
-    if root is not None:
-        config = replace(config, data=replace(config.data, root=root))
+    config = begun(folder, FederateConfig, device=device, root=root)
+    config = replace(config, workers=workers or config.workers)
     _require_engine(config, elsewhere)
-    last = folder / "checkpoints" / "last.pt"
+    last = config.folder() / "checkpoints" / "last.pt"
     with _processes(config) as (processes, own_device):
         prepared = prepare(config, device=own_device)
         state, locals, progress = _restored(prepared, last)
 
         def go_on() -> RunFolder:
-            run = RunFolder.resume(folder, images=progress.images, tensorboard=config.tensorboard)
+            run = RunFolder.resume(config.folder(), images=progress.images, tensorboard=config.tensorboard)
             try:
                 run.forget_metrics_after(progress.metrics_bytes)
             except BaseException:
@@ -141,7 +136,7 @@ def resume_federation(
                 raise
             return run
 
-        run = _on_first(processes, go_on)
+        run = on_first(processes, go_on)
         return _go(prepared, state, locals, progress, run, processes, on_round, should_stop, elsewhere)
 
 
@@ -171,7 +166,7 @@ def _go(
     if run is None:
         summary = _outcome(RankEngine(prepared.workplace, state, processes).follow())
     else:
-        with run, _failure_told(run), _engine(prepared, state, processes, elsewhere) as engine:
+        with run, failure_told(run), _engine(prepared, state, processes, elsewhere) as engine:
             summary = Rounds(
                 engine=engine,
                 workplace=prepared.workplace,
@@ -259,34 +254,7 @@ def _outcome(ended: Ended) -> dict[str, Any]:
 
 
 @contextmanager
-def _failure_told(run: RunFolder) -> Iterator[None]:
-    """An error in the block becomes the run's summary."""
-    try:
-        yield
-    except TrainingStoppedError:
-        raise
-    except Exception as error:
-        reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        with suppress(ValueError):  # the disk may be full, which is what the error says
-            run.finish({"failed": " ".join(reason.split())})
-        raise
-
-
-@contextmanager
 def _processes(config: FederateConfig) -> Iterator[tuple[Processes, str]]:
     """The processes of torchrun and this one's device; torch has the run's number of threads in the block."""
     with torch_threads(config.threads), processes_of_torchrun(config.device) as (processes, device):
         yield processes, device
-
-
-def _on_first(processes: Processes, make: Callable[[], RunFolder]) -> RunFolder | None:
-    """The run folder on the first process, None on the others; its error on all."""
-    run: RunFolder | None = None
-    error: ValueError | None = None
-    if processes.first:
-        try:
-            run = make()
-        except ValueError as raised:
-            error = raised
-    processes.agree(error)
-    return run

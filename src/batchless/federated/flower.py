@@ -50,7 +50,13 @@ def _serve(grid: Grid, context: Context) -> None:
         return FlowerEngine(grid, prepared, name=run_name(config.folder()))
 
     if context.run_config.get(RESUME):
-        resume_federation(config.folder(), _tell, elsewhere=elsewhere)
+        resume_federation(
+            config.folder(),
+            _tell,
+            device=config.device if "device" in context.run_config else None,
+            root=config.data.root,
+            elsewhere=elsewhere,
+        )
     else:
         run_federation(config, _tell, on_start=_log.info, elsewhere=elsewhere)
 

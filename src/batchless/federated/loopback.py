@@ -23,8 +23,10 @@ from batchless.federated.preparation import Prepared, prepare
 from batchless.federated.rounds import MEAN, OnRound, RoundProgress, show_nothing
 from batchless.runs import read_run
 from batchless.runs.folder import METRICS, SUMMARY, require_no_run
+from batchless.runs.lock import FolderLock
 from batchless.train import TrainingStoppedError
 from batchless.train.interrupt import ShouldStop, never_stop
+from batchless.train.run_ends import begun
 
 OFFLINE = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -34,7 +36,7 @@ OFFLINE = {
 """Environment in which Flower asks nothing of the internet."""
 
 _CONNECTION = "loopback"
-_START_SECONDS = 300
+_START_SECONDS, _CLOSING_SECONDS = 300, 30
 _POLL, _ASK = 0.5, 60.0
 """Seconds between looks at the run folder, and between questions to the SuperLink, each of which starts a process."""
 
@@ -63,19 +65,19 @@ def resume_on_loopback(
     on_round: OnRound = show_nothing,
     *,
     should_stop: ShouldStop = never_stop,
+    device: str | None = None,
+    root: str | None = None,
 ) -> FinishedFederation:
     """Go on with such a run from its last round, to the same bits as if it had never been interrupted.
+
+    Arguments as those of `batchless.federated.resume_federation`.
 
     Raises:
         ValueError: as `batchless.federated.resume_federation`, and as `federate_on_loopback`.
         TrainingStoppedError: as there.
     """
-    folder = Path(folder)
-    run = read_run(folder)
-    if run.summary is not None and "failed" not in run.summary:
-        raise ValueError(f"the run in {folder} has ended: there is nothing to go on with")
-    config = FederateConfig.from_plain(run.config, source=folder / "config.yaml")
-    prepared = prepare(replace(config, out=str(folder)), device=config.device)
+    config = begun(folder, FederateConfig, device=device, root=root)
+    prepared = prepare(config, device=config.device)
     return _go(prepared, on_round, should_stop, resume=True)
 
 
@@ -128,6 +130,7 @@ def _go(prepared: Prepared, on_round: OnRound, should_stop: ShouldStop, *, resum
         processes = _started(home, hosted, ending)
         _flwr(home, "run", str(home / "app"), _CONNECTION)
         _follow(config, home, processes, before, on_round, should_stop)
+        _wait_until_released(config.folder())
     summary = read_run(config.folder()).summary or {}
     if "failed" in summary:
         raise ValueError(str(summary["failed"]))
@@ -210,6 +213,8 @@ def _end_with_parent() -> None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the process and all that it started: Flower's own would go on for some seconds, and write the run folder."""
+    below = _started_by(process.pid)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
     try:
@@ -218,6 +223,19 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+    for known in below:
+        for pid in (*_started_by(known), known):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _started_by(pid: int) -> list[int]:
+    """The processes below one, where /proc tells them."""
+    try:
+        children = [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+    return [found for child in children for found in (child, *_started_by(child))]
 
 
 def _flwr(home: Path, *words: str) -> dict[str, Any]:
@@ -242,9 +260,9 @@ def _follow(
     on_round: OnRound,
     should_stop: ShouldStop,
 ) -> None:
-    """Show what the run folder says until it has a summary."""
+    """Show what the run folder says until it has a summary, another one than that of a run that had failed `before`."""
     asked, shown = time.monotonic(), -1
-    while _stamp(config.folder()) == before:
+    while _stamp(config.folder()) in (0, before):
         progress = _progress(config)
         if progress is not None and progress.round > shown:
             shown = progress.round
@@ -255,12 +273,22 @@ def _follow(
             daemon.require_alive()
         if time.monotonic() - asked > _ASK:
             (run,) = _flwr(home, "list", _CONNECTION)["runs"]
-            if str(run["status"]).startswith("finished") and _stamp(config.folder()) == before:
+            if str(run["status"]).startswith("finished") and _stamp(config.folder()) in (0, before):
                 raise ValueError(f"Flower's run ended ({run['status']}) without a result, see {daemons[0].log}")
             asked = time.monotonic()
         time.sleep(_POLL)
     if (progress := _progress(config)) is not None:
         on_round(progress)
+
+
+def _wait_until_released(folder: Path) -> None:
+    """The summary is not the last that the server writes: let it close the folder, or end it after a while."""
+    deadline = time.monotonic() + _CLOSING_SECONDS
+    while time.monotonic() < deadline:
+        with suppress(ValueError):
+            FolderLock(folder).release()
+            return
+        time.sleep(_POLL)
 
 
 def _progress(config: FederateConfig) -> RoundProgress | None:

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from batchless.federated.config import FederateConfig, FlowerSettings
 from batchless.federated.engine import Workplace, torch_threads
-from batchless.federated.evaluation import evaluate_client
 from batchless.federated.partition import Client
 from batchless.federated.preparation import open_federation, prepare_for
 from batchless.federated.server import ServerState
@@ -69,19 +68,12 @@ class Site:
         place = self._place(order.config)
         store, workplace = LocalStore(folder=self.folder / order.run), place.workplace
         with torch_threads(order.config.threads):
-            return {
-                id: evaluate_client(
-                    workplace.model,
-                    state,
-                    store.load(id, since, state.initial),
-                    place.client(id),
-                    workplace.federation,
-                    workplace.algorithm,
-                    workplace.task,
-                    workplace.settings,
-                )
-                for id, since in order.clients.items()
-            }
+            figures = {}
+            for id, since in order.clients.items():
+                local = store.load(id, since, state.initial)
+                evaluation = workplace.evaluation(state, {} if local is None else {id: local})
+                figures[id] = evaluation.of_client(place.client(id))
+            return figures
 
     def evaluate_domains(self, order: Order, state: ServerState) -> dict[str, dict[str, float]]:
         """By domain, the figures of the global network."""

@@ -16,7 +16,10 @@ class CifarBlock(ResidualBlock):
     normalizer acts on every path, as in the ImageNet networks.
     """
 
+    first_convolution: ClassVar[str] = "conv1"
+    last_convolution: ClassVar[str] = "conv2"
     last_normalization: ClassVar[str] = "bn2"
+    shortcut_name: ClassVar[str] = "shortcut"
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()

@@ -101,11 +101,17 @@ class NoNorm:
     """No normalization of activations.
 
     `skip`: `as-built`, a residual branch ends in a SkipInit scalar where the network was built with a zero gain there;
-    `skip-init`, every branch of a known residual block does.
+    `skip-init`, every branch of a known residual block does; `alpha-beta`, `x + alpha * f(x / beta)` as in NF-ResNets
+    (`branch_betas`), only with `sws`. `alpha`: of `alpha-beta`.
     """
 
     name: ClassVar[str] = "none"
-    skip: Literal["as-built", "skip-init"] = "as-built"
+    skip: Literal["as-built", "skip-init", "alpha-beta"] = "as-built"
+    alpha: float = 0.2
+
+    def __post_init__(self) -> None:
+        _require(math.isfinite(self.alpha) and self.alpha > 0, f"none(alpha) must be positive, got {self.alpha}")
+        _require(self.skip == "alpha-beta" or self.alpha == 0.2, "none(alpha) is of none(skip=alpha-beta) only")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +174,13 @@ class Normalizer:
 
     act: Act
     weight: Weight | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.act, NoNorm) and self.act.skip == "alpha-beta":
+            _require(
+                isinstance(self.weight, Sws),
+                "none(skip=alpha-beta) needs branches whose variance is known: write none(skip=alpha-beta)+sws",
+            )
 
     def __str__(self) -> str:
         """The canonical name: only settings that differ from their default, in the order of the fields."""

@@ -69,6 +69,24 @@ def difference(cell: Sample, control: Sample) -> Difference | None:
     return Difference(value=value, interval=(value - half, value + half), how=how)
 
 
+def points_text(found: Difference) -> str:
+    """Return a difference for a sentence.
+
+    >>> points_text(Difference(value=-0.021, interval=None, how=""))
+    '2.1 points below'
+    """
+    return f"{100 * abs(found.value):.1f} points {'above' if found.value >= 0 else 'below'}"
+
+
+def interval_text(found: Difference) -> str:
+    """Return the interval of a difference as the end of a sentence, and whether it allows one; empty without one."""
+    if found.interval is None:
+        return ""
+    low, high = (100 * end for end in found.interval)
+    verdict = "" if low > 0 or high < 0 else ", which its spread over seeds may explain"
+    return f", 95 % interval {low:+.1f} to {high:+.1f}{verdict}"
+
+
 def _by_seed(cell: Sample, control: Sample) -> list[float] | None:
     """Return the differences of the runs with the same seed; None unless each seed is in both, once."""
     one, other = (dict(zip(each.seeds, each.accuracies, strict=True)) for each in (cell, control))

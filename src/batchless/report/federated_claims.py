@@ -1,10 +1,11 @@
 """What the numbers of federated runs say about the methods, and what they do not say."""
 
-from batchless.report.difference import Difference, difference
-from batchless.report.federated_contents import choose_method
-from batchless.report.federated_table import FederatedComparison, Method, Moment
+from collections.abc import Sequence
 
-_AT: dict[Moment, str] = {"last": "at the last round", "chosen": "at the round chosen by validation"}
+from batchless.report.difference import Difference, difference, interval_text, points_text
+from batchless.report.federated_contents import choose_method
+from batchless.report.federated_table import AT, FederatedComparison, Method, Moment
+from batchless.report.unseen_table import unseen_comparison
 
 
 def federated_claims(table: FederatedComparison, *, control: str | None = None) -> list[str]:
@@ -12,49 +13,55 @@ def federated_claims(table: FederatedComparison, *, control: str | None = None) 
 
     For every method, how much its mean over the domains is above or below the control's, and whether the 95 % interval of
     the difference allows to say so; at the last round, and at the round that validation chose. One seed is called no proof.
+    Only runs that left the same domains without a client are compared. Where domains were left out in turn, what is compared
+    is the accuracy on those (`UnseenComparison.findings`).
     """
-    chosen = choose_method(table, control)
-    if len(table.methods) < 2:
-        return ["One method is no comparison: it needs runs of another algorithm or normalizer."]
-    over = f"Mean test accuracy over {len(table.domains)} domains"
+    chosen, unseen = choose_method(table, control), unseen_comparison(table)
+    left_out = [] if unseen is None else unseen.findings(control=chosen.kind)
+    if len(table.kinds) < 2:
+        return ["One method is no comparison: it needs runs of another algorithm or normalizer.", *left_out]
+    sentences: list[str] = []
+    for without in table.left_out:
+        if unseen is None or len(without) != 1:
+            rows = [method for method in table.methods if method.unseen() == without]
+            sentences += _differences(table, rows, chosen.kind) + _rankings(table, rows)
+    return sentences + left_out + _cautions(table)
+
+
+def _differences(table: FederatedComparison, rows: Sequence[Method], control: str) -> list[str]:
+    """Compare the methods that left out the same domains."""
+    chosen = next((method for method in rows if method.kind == control), None)
+    others = [method for method in rows if method is not chosen]
+    if chosen is None or not others:
+        names = ", ".join(method.name for method in others)
+        return [] if chosen is not None else [f"{control} was not run without the same domains as {names}."]
+    over = f"Mean test accuracy over {len(set(table.domains) - set(chosen.unseen()))} domains"
     sentences = []
     for moment in table.moments:
         base = chosen.score(moment=moment)
         if base.mean is None:
             sentences.append(
-                f"{over} {_AT[moment]}: {chosen.name} has none ({chosen.trouble()}), so nothing is compared with it."
+                f"{over} {AT[moment]}: {chosen.name} has none ({chosen.trouble()}), so nothing is compared with it."
             )
             continue
-        said = [
-            _sentence(method, difference(method.score(moment=moment), base), moment)
-            for method in table.methods
-            if method is not chosen
-        ]
+        said = [_sentence(method, difference(method.score(moment=moment), base), moment) for method in others]
         sentences.append(
-            f"{over} {_AT[moment]}, against {chosen.name} with {_percent(chosen, moment)}: {'; '.join(said)}."
+            f"{over} {AT[moment]}, against {chosen.name} with {_percent(chosen, moment)}: {'; '.join(said)}."
         )
-    return sentences + _rankings(table) + _cautions(table)
+    return sentences
 
 
 def _sentence(method: Method, found: Difference | None, moment: Moment) -> str:
     if found is None:
         return f"{method.name} has no accuracy [{method.trouble() or 'no validation images'}]"
-    points = f"{100 * abs(found.value):.1f} points {'above' if found.value >= 0 else 'below'}"
-    said = f"{method.name} is {points} ({_percent(method, moment)})"
-    if found.interval is None:
-        return said
-    low, high = (100 * end for end in found.interval)
-    verdict = "" if low > 0 or high < 0 else ", which its spread over seeds may explain"
-    return f"{said}, 95 % interval {low:+.1f} to {high:+.1f}{verdict}"
+    return f"{method.name} is {points_text(found)} ({_percent(method, moment)}){interval_text(found)}"
 
 
-def _rankings(table: FederatedComparison) -> list[str]:
+def _rankings(table: FederatedComparison, rows: Sequence[Method]) -> list[str]:
     """Say where the last round and the one chosen by validation disagree on the best method."""
     best = []
     for moment in table.moments:
-        ranked = [
-            (mean, method.name) for method in table.methods if (mean := method.score(moment=moment).mean) is not None
-        ]
+        ranked = [(mean, method.name) for method in rows if (mean := method.score(moment=moment).mean) is not None]
         best += [max(ranked)[1]] if ranked else []
     if len(set(best)) < 2:
         return []

@@ -31,12 +31,12 @@ class FederatedContents:
     Attributes:
         runs: what is compared.
         table: their accuracies, by method and domain.
-        control: the method all others are compared with.
-        differences: of each method and column of the table from the control, at the last and at the chosen round; None
-            where there is nothing to compare.
+        control: the method all others are compared with, each with its runs that left out the same domains; its first row.
+        differences: of each row and column of the table from the control, at the last and at the chosen round; None where
+            there is nothing to compare.
         unseen: accuracies on domains that were left out in turn; None if none were.
         level: the accuracy in percent that methods are timed by; None if the control has none.
-        convergence: when each method first reached it.
+        convergence: when each method that left out the same domains as the control's first row first reached it.
         partitions: who held which images.
         left_out: method, seed, client, reason, and the rounds it was left out of.
         sharing: of each method, what its first run told of the tensors that are shared.
@@ -62,19 +62,32 @@ class FederatedContents:
     @property
     def control_name(self) -> str:
         """The control in words."""
-        return self.control.name
+        return self.control.kind
+
+    @property
+    def control_note(self) -> str:
+        """Which row of the control each row is compared with, where that is to be said."""
+        return (
+            "Each row is compared with the control's that left out the same domains."
+            if len(self.table.left_out) > 1
+            else ""
+        )
+
+    def is_control(self, method: Method) -> bool:
+        """Whether a row of the table is the control's."""
+        return method.kind == self.control.kind
 
     @property
     def control_has_accuracy(self) -> bool:
         """Whether there is anything to compare with."""
-        return self.control.score().n > 0
+        return any(method.score().n for method in self.table.methods if self.is_control(method))
 
     @property
     def level_text(self) -> str:
         """What the table of convergence counts to."""
         return (
             f"Until the mean test accuracy over the domains first reached {self.level or 0.0:.1f} %, {100 * SHARE:.0f} % of "
-            "what the control has at the last round: means over the runs that got there."
+            f"what {self.control.name} has at the last round: means over the runs that got there."
         )
 
 
@@ -92,6 +105,7 @@ def gather_federated(runs: Sequence[Run], *, control: str | None) -> FederatedCo
     chosen = choose_method(table, control)
     mean = chosen.score().mean
     level = None if mean is None else 100 * SHARE * mean
+    timed = [method for method in table.methods if method.unseen() == chosen.unseen()]
     partitions, unread = read_partitions(runs)
     conversions, lacking = read_conversions(runs)
     names = {id(run): method.name for method in table.methods for run in method.runs}
@@ -101,16 +115,16 @@ def gather_federated(runs: Sequence[Run], *, control: str | None) -> FederatedCo
         control=chosen,
         differences={
             (method.name, moment, column): difference(
-                method.score(column, moment=moment), chosen.score(column, moment=moment)
+                method.score(column, moment=moment), base.score(column, moment=moment)
             )
             for method in table.methods
-            if method is not chosen
+            if method.kind != chosen.kind and (base := table.alike(method, chosen.kind)) is not None
             for moment in table.moments
             for column in table.columns
         },
-        unseen=unseen_comparison(runs),
+        unseen=unseen_comparison(table),
         level=level,
-        convergence=() if level is None else tuple(convergence(table.methods, percent=level)),
+        convergence=() if level is None else tuple(convergence(timed, percent=level)),
         partitions=tuple(partitions),
         left_out=tuple(_left_out(table)),
         sharing=tuple(_sharing(table)),
@@ -148,13 +162,17 @@ def choose_method(table: FederatedComparison, wanted: str | None = None) -> Meth
 
     Args:
         table: the methods to choose from.
-        wanted: the name of a method as the table has it, or of an algorithm (its first method); None: `fedavg` with batch
-            normalization if it was run, then any `fedavg`, else the first.
+        wanted: the name of a method or row as the table has it, or of an algorithm (its first method); None: `fedavg` with
+            batch normalization if it was run, then any `fedavg`, else the first.
+
+    Returns:
+        Its first row.
 
     Raises:
         ValueError: nothing of that name was run.
     """
-    by_name = {method.name: method for method in table.methods}
+    by_name = {kind: next(each for each in table.methods if each.kind == kind) for kind in table.kinds}
+    by_name |= {method.name: method for method in table.methods}
     by_algorithm: dict[str | None, Method] = {}
     for method in table.methods:
         by_algorithm.setdefault(algorithm_name(method.runs[0].config), method)

@@ -58,7 +58,7 @@ def number_rows(contents: FederatedContents) -> list[tuple[str, ...]]:
                 _percent(chosen.sd),
                 str(last.n),
                 *difference_texts(
-                    contents.differences.get((method.name, "last", MEAN)), control=method is contents.control
+                    contents.differences.get((method.name, "last", MEAN)), control=contents.is_control(method)
                 ),
                 _count(method.figure("images")),
                 data_size(method.figure("bytes")),
@@ -71,7 +71,9 @@ def number_rows(contents: FederatedContents) -> list[tuple[str, ...]]:
 
 def difference_cell(contents: FederatedContents, method: Method, moment: Moment, column: str) -> tuple[str, str, str]:
     """Return a cell of the table of differences: the value, its interval, and how that was found."""
-    return difference_texts(contents.differences.get((method.name, moment, column)), control=method is contents.control)
+    return difference_texts(
+        contents.differences.get((method.name, moment, column)), control=contents.is_control(method)
+    )
 
 
 def difference_rows(contents: FederatedContents, moment: Moment) -> list[tuple[str, ...]]:
@@ -82,7 +84,7 @@ def difference_rows(contents: FederatedContents, moment: Moment) -> list[tuple[s
             *(_said(contents.differences.get((method.name, moment, column))) for column in contents.table.columns),
         )
         for method in contents.table.methods
-        if method is not contents.control
+        if not contents.is_control(method)
     ]
 
 

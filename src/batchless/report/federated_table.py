@@ -18,23 +18,28 @@ if TYPE_CHECKING:
 MEAN = "mean"
 Moment = Literal["last", "chosen"]
 MOMENTS: Mapping[Moment, str] = {"last": "last round", "chosen": "round chosen by validation"}
+AT: Mapping[Moment, str] = {"last": "at the last round", "chosen": "at the round chosen by validation"}
 WITHOUT_EFFECT = ("out", "workers", "client_timeout", "checkpoint_rounds", "tensorboard")
 """Configuration keys that change where and how fast a run is, not what comes out; clients that were late are told of."""
+UNSEEN = "data.unseen_domains"
+"""Runs of one method may differ in this: they are never pooled, and compared only with runs that left out the same domains."""
 _METHOD = ("algorithm", "mu", "freeze_after", "unseen", "server", "privacy")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """The runs of one method, which differ by nothing but the seed.
+    """The runs of one method that left the same domains without a client; they differ by nothing but the seed.
 
     Attributes:
-        name: algorithm and normalizer, and every setting by which methods of the same two differ.
+        kind: the method: algorithm and normalizer, and every setting by which methods of the same two differ.
+        name: the same, and the domains that were left out where not all runs left out the same.
         runs: all of them.
         scores: test accuracy by moment and by domain, and over all domains (`mean`); empty samples where there is none.
         failures: for each run that could not be done, why.
         unfinished: how many runs have not ended.
     """
 
+    kind: str
     name: str
     runs: tuple[Run, ...]
     scores: Mapping[tuple[Moment, str], Sample]
@@ -69,7 +74,7 @@ class FederatedComparison:
     """Methods (in the order first seen) by domains.
 
     Attributes:
-        methods: the rows.
+        methods: the rows, one for each method and set of domains that it was trained without.
         domains: the columns; the mean over them is one more.
         shared: the configuration all runs have in common, dotted keys.
         warnings: one line per way in which the runs are not like for like.
@@ -79,6 +84,20 @@ class FederatedComparison:
     domains: tuple[str, ...]
     shared: Mapping[str, Any]
     warnings: tuple[str, ...]
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The methods, each once, whatever it was trained without."""
+        return tuple(dict.fromkeys(method.kind for method in self.methods))
+
+    @property
+    def left_out(self) -> tuple[tuple[str, ...], ...]:
+        """The sets of domains without a client; one empty set where all have clients."""
+        return tuple(dict.fromkeys(method.unseen() for method in self.methods))
+
+    def alike(self, method: Method, kind: str) -> Method | None:
+        """Return the row of the method `kind` that left out the same domains as `method`, None if it was not run."""
+        return next((one for one in self.methods if one.kind == kind and one.unseen() == method.unseen()), None)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -134,6 +153,9 @@ class FederatedComparison:
 def federated_comparison(runs: Sequence[Run], *, ignore: Collection[str] = WITHOUT_EFFECT) -> FederatedComparison:
     """Group federated `runs` by method: by algorithm, normalizer, and every setting that varies between runs of the same two.
 
+    Runs of one method that left out different domains are rows of their own. Whether runs are like for like is asked of
+    those that left out the same.
+
     Args:
         runs: at least one, as `batchless federate` leaves them.
         ignore: dotted configuration keys which may differ without a word.
@@ -143,23 +165,25 @@ def federated_comparison(runs: Sequence[Run], *, ignore: Collection[str] = WITHO
     """
     if not runs:
         raise ValueError("there are no runs to compare; give at least one run folder")
-    names = method_names(runs, ignore=ignore)
-    groups: dict[str, list[Run]] = {}
-    for run, name in zip(runs, names, strict=True):
-        groups.setdefault(name, []).append(run)
-    by_path = {id(run): name for run, name in zip(runs, names, strict=True)}
+    groups: dict[tuple[str, tuple[str, ...]], list[Run]] = {}
+    for run, kind in zip(runs, method_names(runs, ignore=(*ignore, UNSEEN)), strict=True):
+        groups.setdefault((kind, unseen_domains(run)), []).append(run)
+    left_out: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        left_out.setdefault(unseen_domains(run), []).append(run)
+    names = {key: f"{key[0]} without {', '.join(key[1])}" if key[1] and len(left_out) > 1 else key[0] for key in groups}
+    by_run = {id(run): names[key] for key, group in groups.items() for run in group}
+    ignored = [*ignore, *_balanced_seeds(groups.values())]
+    warnings = [
+        line
+        for group in left_out.values()
+        for line in unlike(group, ignore=ignored, compared=compared_keys(runs), name=lambda run: by_run[id(run)])
+    ]
     return FederatedComparison(
-        methods=tuple(method_of(name, group) for name, group in groups.items()),
+        methods=tuple(_method_of(key[0], names[key], group) for key, group in groups.items()),
         domains=tuple(dict.fromkeys(domain for run in runs for domain in tested_domains(run))),
         shared=shared_config(runs),
-        warnings=tuple(
-            unlike(
-                runs,
-                ignore=[*ignore, *_balanced_seeds(groups.values())],
-                compared=compared_keys(runs),
-                name=lambda run: by_path[id(run)],
-            )
-        ),
+        warnings=tuple(dict.fromkeys(warnings)),
     )
 
 
@@ -205,8 +229,7 @@ def accuracies_at(run: Run, round_: float | None) -> dict[str, float]:
     return found
 
 
-def method_of(name: str, runs: Sequence[Run]) -> Method:
-    """Return the runs of one method with their accuracies; see `Method`."""
+def _method_of(kind: str, name: str, runs: Sequence[Run]) -> Method:
     failures, unfinished = [], 0
     values: dict[tuple[Moment, str], list[tuple[float, int | None]]] = {}
     for run in runs:
@@ -223,7 +246,9 @@ def method_of(name: str, runs: Sequence[Run]) -> Method:
         key: Sample(accuracies=tuple(found for found, _ in pairs), seeds=tuple(seed for _, seed in pairs))
         for key, pairs in values.items()
     }
-    return Method(name=name, runs=tuple(runs), scores=scores, failures=tuple(failures), unfinished=unfinished)
+    return Method(
+        kind=kind, name=name, runs=tuple(runs), scores=scores, failures=tuple(failures), unfinished=unfinished
+    )
 
 
 def _outcome(run: Run, accuracy: float) -> dict[tuple[Moment, str], float]:

@@ -47,7 +47,7 @@ class Halves:
         _, federated_control = controls(self, control)
         ordinary = [] if self.trained is None else claims(self.trained)
         federated = [] if self.federated is None else federated_claims(self.federated, control=federated_control)
-        return ordinary + federated + ([] if self.unseen is None else self.unseen.findings())
+        return ordinary + federated
 
     def markdown(self) -> str:
         """Return the tables as Markdown, with their warnings."""
@@ -81,10 +81,11 @@ def compare_runs(runs: Sequence[Run]) -> Halves:
         ValueError: no runs, or a run that cannot be compared or read.
     """
     trained, federated, benchmarks = split(runs)
+    table = federated_comparison(federated) if federated else None
     return Halves(
         trained=comparison(trained) if trained or not runs else None,
-        federated=federated_comparison(federated) if federated else None,
-        unseen=unseen_comparison(federated),
+        federated=table,
+        unseen=None if table is None else unseen_comparison(table),
         benchmarks=read_benchmarks(benchmarks),
     )
 

@@ -106,6 +106,7 @@ def _about(contents: Contents | FederatedContents) -> str:
     return (
         f"The control is {markdown_text(contents.control_name)}{lacking}. Differences from it are in percentage points; "
         "each interval holds 95 % (paired by seed where both have the same seeds, otherwise Welch; one seed gives none)."
+        f"{f' {contents.control_note}' if isinstance(contents, FederatedContents) and contents.control_note else ''}"
     )
 
 

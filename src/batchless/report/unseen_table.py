@@ -1,19 +1,17 @@
 """Leave-one-domain-out: accuracy on the domain that had no client, by method and by domain."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from batchless.report.difference import difference, interval_text, points_text
 from batchless.report.escape import markdown_text
-from batchless.report.federated_names import method_names
-from batchless.report.federated_table import MEAN, MOMENTS, WITHOUT_EFFECT, Method, Moment, method_of, unseen_domains
-from batchless.runs import Run
+from batchless.report.federated_table import AT, MEAN, MOMENTS, FederatedComparison, Method, Moment
+from batchless.report.sample import Sample
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-_UNSEEN = "data.unseen_domains"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,12 +75,66 @@ class UnseenComparison:
             table.add_row(*map(Text, row))
         return table
 
-    def findings(self) -> list[str]:
-        """Return one sentence: each method's mean over the domains at the last round, where all were left out."""
-        found = {name: self._mean(name, "last") for name in self.methods}
-        said = [f"{name} {mean} %" for name, mean in found.items() if mean != "-"]
-        over = f"On domains without a client (each of {len(self.domains)} left out in turn, last round), mean test accuracy"
-        return [f"{over}: {', '.join(said)}."] if said else []
+    def findings(self, *, control: str) -> list[str]:
+        """Return what the numbers say of each method against `control`, over the domains that both left out.
+
+        At the last round, and at the one chosen by validation. A control that left none out is replaced by the first method.
+        """
+        control = control if control in self.methods else self.methods[0]
+        sentences = []
+        for moment in self.moments:
+            done = self._done(control, moment)
+            if done:
+                said = [self._against(name, control, moment) for name in self.methods if name != control]
+                over = (
+                    f"On {self._places(done)} without a client, each left out in turn, mean test accuracy {AT[moment]}"
+                )
+                mean = f"{control} {self._percent(control, done, moment)}"
+                sentences.append(f"{over}: {'; '.join([mean, *said])}.")
+        return sentences
+
+    def score(self, name: str, domains: Collection[str], moment: Moment) -> Sample:
+        """Return a method's means over `domains`, one for each seed that every one of them was left out with.
+
+        One mean of all where the seeds are not the same for each domain; nothing where a domain was not left out.
+        """
+        scores = [
+            cell.score(domain, moment=moment)
+            for domain in domains
+            if (cell := self.cells.get((name, domain))) is not None
+        ]
+        means = [score.mean for score in scores if score.mean is not None]
+        if not means or len(means) < len(domains):
+            return Sample(accuracies=(), seeds=())
+        by_seed = [dict(zip(score.seeds, score.accuracies, strict=True)) for score in scores]
+        seeds = tuple(by_seed[0])
+        once = all(len(found) == score.n for found, score in zip(by_seed, scores, strict=True))
+        if None in seeds or not once or any(found.keys() != by_seed[0].keys() for found in by_seed):
+            return Sample(accuracies=(fmean(means),), seeds=(None,))
+        return Sample(accuracies=tuple(fmean(found[seed] for found in by_seed) for seed in seeds), seeds=seeds)
+
+    def _done(self, name: str, moment: Moment) -> tuple[str, ...]:
+        """The domains that the method has an accuracy on."""
+        found = self.accuracies(name, moment)
+        return tuple(domain for domain in self.domains if found[domain] is not None)
+
+    def _against(self, name: str, control: str, moment: Moment) -> str:
+        own, wanted = self._done(name, moment), self._done(control, moment)
+        both = tuple(domain for domain in wanted if domain in own)
+        found = difference(self.score(name, both, moment), self.score(control, both, moment)) if both else None
+        if found is None:
+            return f"{name} has none there"
+        where = "" if both == wanted else f"over {', '.join(both)} alone, where {control} has "
+        where += self._percent(control, both, moment) + ", " if where else ""
+        return f"{where}{name} {self._percent(name, both, moment)}, {points_text(found)}{interval_text(found)}"
+
+    def _percent(self, name: str, domains: Collection[str], moment: Moment) -> str:
+        score = self.score(name, domains, moment)
+        assert score.mean is not None
+        return f"{100 * score.mean:.1f} % (n = {score.n})"
+
+    def _places(self, done: Collection[str]) -> str:
+        return f"{len(done)} domains" if len(done) == len(self.domains) else ", ".join(done)
 
     def _cell(self, name: str, domain: str, moment: Moment) -> str:
         cell = self.cells.get((name, domain))
@@ -96,26 +148,14 @@ class UnseenComparison:
         return f"{100 * fmean(values):.1f}" if len(values) == len(self.domains) else "-"
 
 
-def unseen_comparison(runs: Sequence[Run]) -> UnseenComparison | None:
-    """Group the federated runs that trained without one domain by method and domain.
-
-    Args:
-        runs: federated ones, see `federated_comparison`; those with no unseen domain, or with several, are not counted.
-
-    Returns:
-        None unless two domains or more were left out, each in a run of its own.
-    """
-    single = {id(run): left[0] for run in runs if len(left := unseen_domains(run)) == 1}
-    chosen = [run for run in runs if id(run) in single]
-    domains = tuple(dict.fromkeys(single[id(run)] for run in chosen))
+def unseen_comparison(table: FederatedComparison) -> UnseenComparison | None:
+    """The rows of `table` that left out one domain, by method and domain; None unless two domains or more were left out so."""
+    rows = [method for method in table.methods if len(method.unseen()) == 1]
+    domains = tuple(dict.fromkeys(method.unseen()[0] for method in rows))
     if len(domains) < 2:
         return None
-    names = method_names(chosen, ignore=(*WITHOUT_EFFECT, _UNSEEN))
-    groups: dict[tuple[str, str], list[Run]] = {}
-    for run, name in zip(chosen, names, strict=True):
-        groups.setdefault((name, single[id(run)]), []).append(run)
     return UnseenComparison(
-        methods=tuple(dict.fromkeys(names)),
+        methods=tuple(dict.fromkeys(method.kind for method in rows)),
         domains=domains,
-        cells={key: method_of(key[0], group) for key, group in groups.items()},
+        cells={(method.kind, method.unseen()[0]): method for method in rows},
     )

@@ -29,7 +29,7 @@ from batchless.surgery.replace import (
     is_already,
 )
 from batchless.surgery.report import Action, ConversionReport, Entry
-from batchless.surgery.residual import residual_ends
+from batchless.surgery.residual import branch_scales, residual_ends
 from batchless.surgery.swap import Places, copy_of, keep_own_attributes
 
 Skip = Callable[[nn.Module, str], bool]
@@ -77,7 +77,8 @@ def convert(
 
     Carried over: weights always; affine maps into gn, ln, in and bcn; running statistics only where the layer before keeps
     its function (with a reparameterized weight they would be off by orders of magnitude; `recalibrate` re-estimates them).
-    Gains that start at zero go to BCN's per-group gain, for `none` to a scalar (`none(skip=skip-init)`: at each branch's end).
+    Gains that start at zero go to BCN's per-group gain, for `none` to a scalar (`none(skip=skip-init)`: at each branch's end;
+    `none(skip=alpha-beta)` scales the convolutions at the ends of each branch instead).
 
     Args:
         model: any module; it is not changed.
@@ -182,6 +183,7 @@ class _Surgery:
     fresh_statistics: bool = False
     dead: int = 0
     ends: frozenset[str] = frozenset()
+    scales: dict[str, float] = field(default_factory=dict)
 
     @property
     def model(self) -> nn.Module:
@@ -191,11 +193,18 @@ class _Surgery:
     def run(self) -> None:
         if isinstance(self.name.act, NoNorm) and self.name.act.skip == "skip-init":
             self.ends = residual_ends(self.model)
+        if isinstance(self.name.act, NoNorm) and self.name.act.skip == "alpha-beta":
+            self.scales = branch_scales(self.model, alpha=self.name.act.alpha)
         steps = {id(module.batch_norm) for module in self.model.modules() if isinstance(module, BatchChannelNorm)}
         modules = [item for item in self.model.named_modules() if id(item[1]) not in steps]
         for qualified, module in modules:
             if is_convolution(module):
                 self._convolution(qualified, module)
+        if left := sorted(self.scales.keys() - self.reparameterized):
+            raise ValueError(
+                f"{left[0]} is not reparameterized, so that {self.name} cannot scale its residual branch: do not skip it, or "
+                "choose another skip"
+            )
         for qualified, module in modules:
             if is_batch_normalization(module):
                 self._batch_norm(qualified, module)
@@ -252,7 +261,9 @@ class _Surgery:
             )
         known = qualified not in self.pairs.unknown_activation
         activation = self.pairs.activation_before.get(qualified)
-        built = build_convolution(weight, module, source, activation, activation_known=known)
+        built = build_convolution(
+            weight, module, source, activation, activation_known=known, scale=self.scales.get(qualified, 1.0)
+        )
         self.reparameterized.add(qualified)
         self._replace(module, built.layer)
         return self._note(qualified, "replaced", module, built.layer, built.detail)

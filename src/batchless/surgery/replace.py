@@ -275,6 +275,7 @@ def build_convolution(
     activation: Activation | None,
     *,
     activation_known: bool,
+    scale: float = 1.0,
 ) -> Built:
     """The reparameterized layer of `module`'s kind, holding the same weight and bias parameters.
 
@@ -284,10 +285,11 @@ def build_convolution(
         source: what is known of its kind.
         activation: what feeds it, None if nothing does or it is unknown.
         activation_known: whether `activation` is a fact.
+        scale: of the weight of `sws`, beside gamma.
     """
     prefix = {Ws: "WS", Sws: "ScaledWS", Wn: "WN", Cwn: "CWN"}[type(weight)]
     kind: type[Reparameterized] = getattr(layers, prefix + source.plain.__name__)
-    settings, detail = _settings(weight, activation, activation_known)
+    settings, detail = _settings(weight, activation, activation_known, scale)
     old: Any = module
     # On the meta device nothing is allocated or initialized: the parameters are the old layer's own.
     new: Any = kind(**convolution_arguments(module), **settings, device="meta", dtype=old.weight.dtype)
@@ -301,14 +303,14 @@ def build_convolution(
     return Built(new, detail)
 
 
-def _settings(weight: Weight, activation: Activation | None, known: bool) -> tuple[dict[str, Any], str]:
+def _settings(weight: Weight, activation: Activation | None, known: bool, scale: float) -> tuple[dict[str, Any], str]:
     match weight:
         case Ws():
             return {"preset": weight.preset, "eps": weight.eps}, ""
         case Sws():
             gamma, why = _gamma(weight, activation, known)
-            settings = {"preset": weight.preset, "eps": weight.eps, "gain": weight.gain, "gamma": gamma}
-            return settings, f"gamma {gamma:.4f} ({why})"
+            settings = {"preset": weight.preset, "eps": weight.eps, "gain": weight.gain, "gamma": gamma * scale}
+            return settings, f"gamma {gamma:.4f} ({why}){'' if scale == 1 else f' times {scale:.4f}'}"
         case _:
             return {}, ""
 

@@ -1,8 +1,8 @@
 """From a resolved configuration to a trained model in a run folder, and on from where a run was interrupted."""
 
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from batchless.models.weights import load_weights
-from batchless.runs import RunFolder, load_checkpoint, read_run
+from batchless.runs import RunFolder, load_checkpoint
 from batchless.runs.atomic import write_text
 from batchless.runs.folder import strict_json
 from batchless.surgery import ConversionReport, lean
@@ -19,10 +19,11 @@ from batchless.tasks.config import TrainConfig
 from batchless.tasks.kind import Setup
 from batchless.tasks.setup import TASKS, set_up
 from batchless.tasks.trained import build_converted, build_plain, example_input
-from batchless.train import Processes, TrainingStoppedError, processes_of_torchrun
+from batchless.train import Processes, processes_of_torchrun
 from batchless.train.device import require_device
 from batchless.train.interrupt import ShouldStop, never_stop
 from batchless.train.loop import OnProgress, ignore_progress, train
+from batchless.train.run_ends import begun, failure_told, on_first
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def run_training(
     """
     with processes_of_torchrun(config.device) as (processes, device):
         prepared = _prepare(config, device)
-        run = _on_first(processes, lambda: _new_run(config, prepared))
+        run = on_first(processes, lambda: _new_run(config, prepared))
         return _train(prepared, run, processes, on_progress, should_stop, resume_from=None)
 
 
@@ -80,20 +81,15 @@ def resume_training(
         ValueError: no run, one that has ended, one in use by another process, a damaged or foreign checkpoint.
         TrainingStoppedError: as for `run_training`.
     """
-    folder = Path(folder)
-    run_read = read_run(folder)
-    if run_read.summary is not None and "failed" not in run_read.summary:
-        raise ValueError(f"the run in {folder} has ended: there is nothing to go on with")
-    config = TrainConfig.from_plain(run_read.config, source=folder / "config.yaml")
-    config = replace(config, out=str(folder), device=device or config.device)
-    if root is not None:
-        config = replace(config, data=replace(config.data, root=root))
-    last = folder / "checkpoints" / "last.pt"
+    config = begun(folder, TrainConfig, device=device, root=root)
+    last = config.folder() / "checkpoints" / "last.pt"
     with processes_of_torchrun(config.device) as (processes, own_device):
         prepared = _prepare(config, own_device)
         checkpoint = load_checkpoint(last) if last.exists() else None
         images = 0 if checkpoint is None else _images(checkpoint, last)
-        run = _on_first(processes, lambda: RunFolder.resume(folder, images=images, tensorboard=config.tensorboard))
+        run = on_first(
+            processes, lambda: RunFolder.resume(config.folder(), images=images, tensorboard=config.tensorboard)
+        )
         if run is not None and checkpoint is None:
             run.forget_metrics_after(0)
         return _train(prepared, run, processes, on_progress, should_stop, resume_from=checkpoint)
@@ -145,19 +141,6 @@ def _new_run(config: TrainConfig, prepared: _Prepared) -> RunFolder:
     return run
 
 
-def _on_first(processes: Processes, make: Any) -> RunFolder | None:
-    """The run folder on the first process, None on the others; its error on all."""
-    run: RunFolder | None = None
-    error: ValueError | None = None
-    if processes.first:
-        try:
-            run = make()
-        except ValueError as raised:
-            error = raised
-    processes.agree(error)
-    return run
-
-
 def _train(
     prepared: _Prepared,
     run: RunFolder | None,
@@ -174,7 +157,7 @@ def _train(
         "mean": list(setup.statistics.mean),
         "std": list(setup.statistics.std),
     }
-    try:
+    with nullcontext() if run is None else run, failure_told(run, lambda error: _explained(error, config)):
         summary = train(
             prepared.model,
             setup.task,
@@ -187,20 +170,6 @@ def _train(
             processes=processes,
             should_stop=should_stop,
         )
-    except TrainingStoppedError:
-        raise
-    except Exception as error:
-        explained = _explained(error, config)
-        reason = str(explained) if isinstance(explained, ValueError) else f"{type(error).__name__}: {error}"
-        if run is not None:
-            with suppress(ValueError):  # the disk may be full, which is what the error says
-                run.finish({"failed": " ".join(reason.split())})
-        if explained is error:
-            raise
-        raise explained from error
-    finally:
-        if run is not None:
-            run.release()
     return FinishedRun(folder=config.folder(), summary=summary, conversion=prepared.conversion, notes=prepared.notes)
 
 
