@@ -31,7 +31,7 @@ def guarded(model: nn.Module, optimizer: Optimizer) -> Iterator[None]:
         if buffer is not None
     ]
     for module in modules:
-        setattr(module, _MARK, True)
+        vars(module)[_MARK] = True  # as `setattr`, which looks through parameters, buffers and modules first
     try:
         yield
     except BaseException:
@@ -42,7 +42,7 @@ def guarded(model: nn.Module, optimizer: Optimizer) -> Iterator[None]:
         raise
     finally:
         for module in modules:
-            delattr(module, _MARK)
+            del vars(module)[_MARK]
         for _, parameter in named:
             parameter.grad = None
 
@@ -64,7 +64,7 @@ def _check(
         )
     for module in modules:
         shared = isinstance(module, Reparameterized) and module.shared_weight is not None
-        if shared or hasattr(module, _MARK):
+        if shared or _MARK in vars(module):
             raise ValueError("this model is already inside an accumulate or standardized block: leave that one first")
     own = set()
     for name, parameter in named:
