@@ -86,7 +86,7 @@ def main() -> None:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("--model", default="cifar_resnet14")
     words.add_argument("--seeds", type=int, default=3)
-    words.add_argument("--images", type=int, default=3000)
+    words.add_argument("--images", type=int, default=9000)
     words.add_argument("--learning_rate", type=float, default=0.4)
     words.add_argument("--adaptive_clipping", type=float, default=0.1)
     asked = words.parse_args()
