@@ -84,10 +84,10 @@ def line(network: str, name: str, seeds: int, images: int, rate: float, clipping
 def main() -> None:
     """Print the table, a row as soon as it is known."""
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--model", default="cifar_resnet20")
+    words.add_argument("--model", default="cifar_resnet14")
     words.add_argument("--seeds", type=int, default=3)
-    words.add_argument("--images", type=int, default=2000)
-    words.add_argument("--learning_rate", type=float, default=0.05)
+    words.add_argument("--images", type=int, default=9000)
+    words.add_argument("--learning_rate", type=float, default=0.4)
     words.add_argument("--adaptive_clipping", type=float, default=0.1)
     asked = words.parse_args()
     about = f"learning rate {asked.learning_rate}, adaptive clipping {asked.adaptive_clipping}, seeds 0 to {asked.seeds - 1}"

@@ -31,7 +31,8 @@ IMAGENET_STATISTICS = ChannelStatistics(mean=(0.485, 0.456, 0.406), std=(0.229, 
 def normalized(images: Tensor, statistics: ChannelStatistics) -> Tensor:
     """uint8 images `[..., 3, H, W]` as float32: `(image / 255 - mean) / std`."""
     floats = functional.to_dtype(images, torch.float32, scale=True)
-    result: Tensor = functional.normalize(floats, mean=list(statistics.mean), std=list(statistics.std))
+    mean, std = list(statistics.mean), list(statistics.std)
+    result: Tensor = functional.normalize(floats, mean=mean, std=std, inplace=floats is not images)
     return result
 
 

@@ -39,14 +39,21 @@ def standardized(model: nn.Module) -> Iterator[None]:
     layers = [
         module for module in model.modules() if isinstance(module, Reparameterized) and module.shared_weight is None
     ]
-    versions = [(name, parameter, parameter._version) for name, parameter in model.named_parameters()]
+    parameters = list(model.parameters())
+    versions = [parameter._version for parameter in parameters]
     try:
         edges = [_share(layer) for layer in layers]
         yield
-        changed = [name for name, parameter, version in versions if parameter._version != version]
+        changed = {
+            id(parameter)
+            for parameter, version in zip(parameters, versions, strict=True)
+            if parameter._version != version
+        }
         if changed:
+            names = (name for name, parameter in model.named_parameters() if id(parameter) in changed)
+            first = next(names, "one that is gone")
             raise ValueError(
-                f"{len(changed)} parameters (first: {changed[0]}) were changed while standardized weights were in use: "
+                f"{len(changed)} parameters (first: {first}) were changed while standardized weights were in use: "
                 "step the optimizer after the block"
             )
         for layer, edge in zip(layers, edges, strict=True):

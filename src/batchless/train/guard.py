@@ -1,6 +1,6 @@
 """What an optimizer step promises of the model around it: checked before, put back after a failure, clean at the end."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -21,15 +21,17 @@ def guarded(model: nn.Module, optimizer: Optimizer) -> Iterator[None]:
         ValueError: a wrapped model, a step in progress, gradients already there, or an optimizer of other parameters.
     """
     model = uncompiled(model)
-    _check(model, optimizer)
-    modules = list(model.modules())
+    modules = list(model.modules())  # once: of a small network these walks cost as much as a layer
+    named = list(model.named_parameters())
+    _check(model, modules, named, optimizer)
     buffers = [
         (module, name, buffer, buffer.detach().clone())
         for module in modules
-        for name, buffer in module.named_buffers(recurse=False)
+        for name, buffer in module._buffers.items()
+        if buffer is not None
     ]
     for module in modules:
-        setattr(module, _MARK, True)
+        vars(module)[_MARK] = True  # as `setattr`, which looks through parameters, buffers and modules first
     try:
         yield
     except BaseException:
@@ -40,8 +42,8 @@ def guarded(model: nn.Module, optimizer: Optimizer) -> Iterator[None]:
         raise
     finally:
         for module in modules:
-            delattr(module, _MARK)
-        for parameter in model.parameters():
+            del vars(module)[_MARK]
+        for _, parameter in named:
             parameter.grad = None
 
 
@@ -52,18 +54,20 @@ def uncompiled(model: nn.Module) -> nn.Module:
     return inner
 
 
-def _check(model: nn.Module, optimizer: Optimizer) -> None:
+def _check(
+    model: nn.Module, modules: Sequence[nn.Module], named: Sequence[tuple[str, nn.Parameter]], optimizer: Optimizer
+) -> None:
     if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
         raise ValueError(
             f"got a model wrapped in {type(model).__name__}: pass the bare model (model.module) and call it in the block; "
             "accumulate reduces the gradients itself"
         )
-    for module in model.modules():
+    for module in modules:
         shared = isinstance(module, Reparameterized) and module.shared_weight is not None
-        if shared or hasattr(module, _MARK):
+        if shared or _MARK in vars(module):
             raise ValueError("this model is already inside an accumulate or standardized block: leave that one first")
     own = set()
-    for name, parameter in model.named_parameters():
+    for name, parameter in named:
         own.add(id(parameter))
         if parameter.grad is not None:
             raise ValueError(
