@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from batchless.federated import FederateConfig, FederatedDataSettings, loopback, resume_federation, run_federation
 from batchless.federated.config import FlowerSettings
-from batchless.federated.loopback import write_app
+from batchless.federated.flower_app import write_app
 from batchless.federated.state import client_checkpoint
 from batchless.runs import read_run
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 
 from batchless.federated.config import FederateConfig
 from batchless.federated.experiment import FinishedFederation, say_nothing
+from batchless.federated.flower_app import write_app
 from batchless.federated.flower_settings import RESUME, run_config_of
 from batchless.federated.preparation import Prepared, prepare
 from batchless.federated.rounds import MEAN, OnRound, RoundProgress, show_nothing
@@ -79,41 +80,6 @@ def resume_on_loopback(
     config = begun(folder, FederateConfig, device=device, root=root)
     prepared = prepare(config, device=config.device)
     return _go(prepared, on_round, should_stop, resume=True)
-
-
-def write_app(folder: Path, run_config: Mapping[str, bool | int | float | str]) -> None:
-    """An app for `flwr run`: one file, as both sides of it are in `batchless.federated.flower`."""
-    settings = "\n".join(f"{name} = {_toml(value)}" for name, value in run_config.items())
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "pyproject.toml").write_text(_APP.format(settings=settings), encoding="utf-8")
-
-
-_APP = """\
-[project]
-name = "batchless-federation"
-version = "1.0.0"
-description = "Federated learning by batchless; the settings are those of `batchless federate --help`."
-license = "Apache-2.0"
-dependencies = ["batchless[flower]"]
-
-[tool.flwr.app]
-publisher = "batchless"
-
-[tool.flwr.app.components]
-serverapp = "batchless.federated.flower:server_app"
-clientapp = "batchless.federated.flower:client_app"
-
-[tool.flwr.app.config]
-{settings}
-"""
-
-
-def _toml(value: bool | int | float | str) -> str:
-    if isinstance(value, float):
-        return repr(value)
-    return json.dumps(value, ensure_ascii=False).replace(
-        "\x7f", "\\u007f"
-    )  # the one that TOML escapes and JSON does not
 
 
 def _go(prepared: Prepared, on_round: OnRound, should_stop: ShouldStop, *, resume: bool) -> FinishedFederation:

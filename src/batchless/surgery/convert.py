@@ -10,8 +10,8 @@ from torch import nn
 from batchless.nn.batch_channel_norm import BatchChannelNorm
 from batchless.nn.normalizer import Bn, FrozenBn, NoNorm, Normalizer, SyncBn, parse_normalizer
 from batchless.nn.skip_init import SkipInit
-from batchless.surgery.dataflow import pairs_by_example
-from batchless.surgery.pairs import Pairs, pairs_by_structure
+from batchless.surgery.dataflow import find_pairs
+from batchless.surgery.pairs import Pairs
 from batchless.surgery.recognize import (
     BatchNormSource,
     is_batch_normalization,
@@ -113,7 +113,7 @@ def convert(
         return copy_of(model), earlier.report
     _check_convertible(model, name)
     surgery = _Surgery(
-        Places(copy_of(model)), name, _find_pairs(model, example), skip or (lambda module, qualified: False)
+        Places(copy_of(model)), name, find_pairs(model, example), skip or (lambda module, qualified: False)
     )
     surgery.run()
     report = ConversionReport(
@@ -148,24 +148,6 @@ def _check_complete(model: nn.Module, report: ConversionReport, *, strict: bool)
             f"strict: {len(left)} batch normalizations are left that {report.normalizer} was to replace: {', '.join(left)}; "
             "replace them by hand, or leave strict out"
         )
-
-
-def _find_pairs(model: nn.Module, example: object) -> Pairs:
-    by_structure = pairs_by_structure(model)
-    if example is None:
-        return by_structure
-    pairs = pairs_by_example(model, example)
-    # What the example did not reach (a branch for training only) is guessed from the structure.
-    for layer, norms in by_structure.norms_after.items():
-        if pairs.seen.isdisjoint((layer, *norms)):
-            pairs.norms_after[layer] = norms
-            if layer in by_structure.exclusive:
-                pairs.exclusive.add(layer)
-    for layer, activation in by_structure.activation_before.items():
-        if layer not in pairs.seen:
-            pairs.activation_before[layer] = activation
-    pairs.unknown_activation |= by_structure.unknown_activation - pairs.seen
-    return pairs
 
 
 @dataclass

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from batchless.nn.activation_gain import activation_gain
-from batchless.surgery.pairs import UNKNOWN, Activation, Pairs, feeds_norm
+from batchless.surgery.pairs import UNKNOWN, Activation, Pairs, feeds_norm, pairs_by_structure
 from batchless.surgery.recognize import is_convolution, is_normalization
 from batchless.surgery.swap import copy_of
 
@@ -145,6 +145,25 @@ def _prelu(slopes: Tensor) -> Activation:
 def as_arguments(example: object) -> tuple[object, ...]:
     """`example` as positional arguments: a tuple is them, anything else is the only one."""
     return example if isinstance(example, tuple) else (example,)
+
+
+def find_pairs(model: nn.Module, example: object) -> Pairs:
+    """Those that an example shows, and by structure those that it did not reach; all by structure without one (None)."""
+    by_structure = pairs_by_structure(model)
+    if example is None:
+        return by_structure
+    pairs = pairs_by_example(model, example)
+    # What the example did not reach (a branch for training only) is guessed from the structure.
+    for layer, norms in by_structure.norms_after.items():
+        if pairs.seen.isdisjoint((layer, *norms)):
+            pairs.norms_after[layer] = norms
+            if layer in by_structure.exclusive:
+                pairs.exclusive.add(layer)
+    for layer, activation in by_structure.activation_before.items():
+        if layer not in pairs.seen:
+            pairs.activation_before[layer] = activation
+    pairs.unknown_activation |= by_structure.unknown_activation - pairs.seen
+    return pairs
 
 
 def pairs_by_example(model: nn.Module, example: object) -> Pairs:
