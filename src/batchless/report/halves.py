@@ -43,11 +43,11 @@ class Halves:
         return [table for table in (self.trained, self.federated) if table is not None]
 
     def findings(self, *, control: str | None = None) -> list[str]:
-        """Return what the numbers say: the sentences of `claims` and of `federated_claims`."""
+        """Return what the numbers say: the sentences of `claims` and of `federated_claims`, what both say once, at the end."""
         _, federated_control = controls(self, control)
         ordinary = [] if self.trained is None else claims(self.trained)
         federated = [] if self.federated is None else federated_claims(self.federated, control=federated_control)
-        return ordinary + federated
+        return [sentence for sentence in ordinary if sentence not in federated] + federated
 
     def markdown(self) -> str:
         """Return the tables as Markdown, with their warnings."""
