@@ -7,7 +7,7 @@ import statistics
 import pytest
 from federated_folders import DOMAINS, write_federated_run, write_federation_study
 
-from batchless.report import compare_runs, comparison, federated_claims, federated_comparison
+from batchless.report import claims, compare_runs, comparison, federated_claims, federated_comparison
 from batchless.report.difference import difference
 from batchless.report.federated_contents import choose_method
 from batchless.report.federated_curves import SHARE, convergence, curve
@@ -175,6 +175,14 @@ def test_one_seed_is_no_proof_and_one_method_no_comparison(tmp_path):
     assert "interval" not in said[0]
     assert said[-1].startswith("Every accuracy here is from one seed, and one seed is no proof")
     assert federated_claims(federated_comparison(runs[:1]))[0].startswith("One method is no comparison")
+
+
+def test_what_both_kinds_of_runs_say_is_said_once(tmp_path, make_runs):
+    runs = [*make_runs({"bn": {1: [0.5], 32: [0.6]}}), *made(tmp_path, ("fedavg", "bn", 0, {}), ("fedbn", "bn", 0, {}))]
+    both = compare_runs(runs)
+    ordinary, federated = claims(both.trained), federated_claims(both.federated)
+    assert ordinary[-1] == federated[-1]
+    assert both.findings() == ordinary[:-1] + federated
 
 
 def test_a_difference_within_its_spread_is_called_that(tmp_path):
