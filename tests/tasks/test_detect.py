@@ -2,11 +2,11 @@ import pytest
 import torch
 
 from batchless.arguments import parse_arguments
-from batchless.models.detectors import DetectorSettings
 from batchless.runs import load_checkpoint
 from batchless.tasks import DataSettings, TrainConfig, resume_training, run_training
 from batchless.train import TrainingStoppedError
 from batchless.train.settings import OptimizerSettings
+from small_detectors import TINY
 
 
 def config(folder) -> TrainConfig:
@@ -21,15 +21,7 @@ def config(folder) -> TrainConfig:
         tensorboard=False,
         checkpoint_seconds=0,
         data=DataSettings(train_images=6, test_images=2),
-        detector=DetectorSettings(
-            shorter_side=64,
-            longest_side=64,
-            stages=2,
-            channels=16,
-            box_features=16,
-            rois_per_image=8,
-            proposals_per_image=20,
-        ),
+        detector=TINY,
         optimizer=OptimizerSettings(learning_rate=0.001),
     )
 
@@ -51,7 +43,7 @@ def test_settings_of_the_other_task_are_refused():
     with pytest.raises(ValueError, match=r"data\.mixup is a setting of task=classify"):
         TrainConfig(task="detect", model="fcos_resnet18_fpn", data=DataSettings(mixup=0.2))
     with pytest.raises(ValueError, match="detector is a setting of task=detect"):
-        TrainConfig(detector=DetectorSettings(channels=8))
+        TrainConfig(detector=TINY)
 
 
 def test_the_demo_of_detection_keeps_what_is_said():

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from batchless.data.clip_sampling import FrameSampling
-from batchless.models.detectors import DetectorSettings
 from batchless.runs import load_checkpoint
 from batchless.tasks import DataSettings, TrainConfig, run_training
 from batchless.tasks.segment import SegmentSettings
 from batchless.train.settings import OptimizerSettings
+from small_detectors import TINY
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*values per group")
 SETTINGS = {
@@ -25,15 +25,7 @@ SETTINGS = {
     "detect": {
         "model": "maskrcnn_resnet18_fpn",
         "data": DataSettings(train_images=6, test_images=2),
-        "detector": DetectorSettings(
-            shorter_side=64,
-            longest_side=64,
-            stages=2,
-            channels=16,
-            box_features=16,
-            rois_per_image=8,
-            proposals_per_image=20,
-        ),
+        "detector": TINY,
     },
     "segment": {
         "model": "cifar_resnet8_lraspp",
