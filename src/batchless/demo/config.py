@@ -46,7 +46,7 @@ FEDERATION = FederateConfig(
 SEGMENTATION = TrainConfig(
     task="segment",
     model="cifar_resnet8_lraspp",
-    images=2400,
+    images=4800,
     images_per_step=8,
     evaluations=2,
     data=DataSettings(test_images=100),
