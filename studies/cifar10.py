@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from studies.running import ended, keep_run, kept, run_cell
+from studies.running import ended, keep_run, kept, run_cell, words_of
 
 RESULTS = Path("docs/studies/cifar10.json")
 EPOCH = 10_000
@@ -59,8 +59,7 @@ class Cell:
             "threads": 1,
             "out": str(folder),
         }
-        words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-        return [sys.executable, "-m", "studies.cell", "train", *words]
+        return [sys.executable, "-m", "studies.cell", "train", *words_of(settings)]
 
 
 def cells() -> Iterator[Cell]:

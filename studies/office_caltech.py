@@ -35,7 +35,7 @@ from batchless.data import ImageDataset, open_images
 from batchless.data.domain_folders import find_domain_folders, open_domain_folder
 from batchless.data.folders import existing_folder
 from studies.office_cells import SECONDS, Cell, cells
-from studies.running import ended, keep_run, kept, run_cell
+from studies.running import ended, keep_run, kept, run_cell, words_of
 
 RESULTS = Path("docs/studies/office_caltech.json")
 
@@ -153,7 +153,7 @@ def command(cell: Cell, *, root: Path, folder: Path) -> list[str]:
     if (folder / "checkpoints" / "last.pt").exists():
         return [*start, "--resume", str(folder), "--data.root", str(root)]
     settings = cell.settings() | {"data.root": root, "out": folder}
-    return [*start, *(word for name, value in settings.items() for word in (f"--{name}", str(value)))]
+    return [*start, *words_of(settings)]
 
 
 def _run(cell: Cell, options: argparse.Namespace) -> bool:

@@ -16,14 +16,22 @@ _WRITING = Lock()
 
 def ended(folder: Path) -> bool:
     """Whether the run in `folder` has come to its end, and not by a failure."""
-    summary = read_run(folder).summary if (folder / "config.yaml").exists() else None
+    summary = _summary(folder)
     return summary is not None and "failed" not in summary
 
 
 def has_failed(folder: Path) -> bool:
     """Whether the run in `folder` said itself why it cannot go on, such as by a loss that is not finite."""
-    summary = read_run(folder).summary if (folder / "config.yaml").exists() else None
-    return summary is not None and "failed" in summary
+    return "failed" in (_summary(folder) or {})
+
+
+def _summary(folder: Path) -> Mapping[str, Any] | None:
+    return read_run(folder).summary if (folder / "config.yaml").exists() else None
+
+
+def words_of(settings: Mapping[str, Any]) -> list[str]:
+    """Settings as words of a command line."""
+    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
 
 
 def run_cell(name: str, words: list[str]) -> str:

@@ -27,7 +27,7 @@ from typing import Any
 from batchless.arguments import parse_arguments
 from batchless.runs import read_run
 from batchless.tasks.config import TrainConfig
-from studies.running import ended, has_failed, keep_run, kept, run_cell
+from studies.running import ended, has_failed, keep_run, kept, run_cell, words_of
 from studies.task_cells import PROBLEMS, Cell, cells
 
 RESULTS = Path("docs/studies/tasks.json")
@@ -89,7 +89,7 @@ def _words(cell: Cell, options: argparse.Namespace) -> list[str]:
     settings = cell.settings() | {"out": options.out / cell.name}
     if (data := _data(cell, options)) is not None:
         settings["data.root"] = data
-    return ["train", *(word for name, value in settings.items() for word in (f"--{name}", str(value)))]
+    return ["train", *words_of(settings)]
 
 
 def _has_changed(cell: Cell, options: argparse.Namespace) -> bool:

@@ -69,9 +69,8 @@ def detector_onnx_bytes(detector: nn.Module, example: Tensor, about: About, *, o
     buffer: Any = io.BytesIO()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # of the exporter's age, and that traces hold constants: the file is checked
+            # Of the exporter's age, and that traces hold constants: the file is checked.
+            warnings.simplefilter("ignore")
             torch.onnx.export(
                 DetectorGraph(detector, outputs).eval(),
                 (example,),
