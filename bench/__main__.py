@@ -14,7 +14,7 @@ from batchless.runs import RunFolder
 from batchless.runs.atomic import write_text
 from batchless.runs.environment import describe_environment
 from batchless.runs.folder import strict_json
-from bench import compiled, detector, federated, inference, loading, memory, norms, passes, step, weights
+from bench import compiled, detector, federated, inference, loading, memory, norms, passes, step, tasks, weights
 from bench.report import (
     busy_warning,
     comparison_json,
@@ -31,6 +31,7 @@ BENCHMARKS = {
     "memory": memory,
     "compiled": compiled,
     "detector": detector,
+    "tasks": tasks,
     "inference": inference,
     "loading": loading,
     "federated": federated,

@@ -33,7 +33,7 @@ Objects = dict[str, Tensor]
 
 
 class FixedProposals(nn.Module):
-    """A region proposal network whose losses are its own and whose proposals are `boxes` `[P, 4]`."""
+    """A region proposal network whose losses are its own and whose proposals are `boxes` `[P, 4]` in every image."""
 
     def __init__(self, network: nn.Module, boxes: Tensor) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class FixedProposals(nn.Module):
     def forward(self, images: Any, features: Any, targets: Any = None) -> tuple[list[Any], Any]:
         """As the network's own."""
         _, losses = self.network(images, features, targets)
-        return [self.boxes], losses
+        return [self.boxes] * len(targets), losses
 
 
 def comparisons(
@@ -93,10 +93,10 @@ def scene() -> tuple[Tensor, Objects, Tensor]:
     return torch.rand(3, IMAGE_SIZE, IMAGE_SIZE), objects, torch.cat([near, random_boxes(PROPOSALS - len(near))])
 
 
-def random_boxes(count: int) -> Tensor:
-    """`[count, 4]` of 64 to 192 px a side."""
-    corner = torch.rand(count, 2) * (IMAGE_SIZE - 192)
-    return torch.cat([corner, corner + 64 + 128 * torch.rand(count, 2)], 1)
+def random_boxes(count: int, *, image_size: int = IMAGE_SIZE) -> Tensor:
+    """`[count, 4]` of an eighth to three eighths of the image a side."""
+    corner = torch.rand(count, 2) * (image_size * 5 / 8)
+    return torch.cat([corner, corner + image_size / 8 + image_size / 4 * torch.rand(count, 2)], 1)
 
 
 def plain_step(model: nn.Module, image: Tensor, objects: Objects) -> Contestant:

@@ -1,7 +1,8 @@
 """What a forward pass keeps for the backward pass, in bytes."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,12 +14,15 @@ import batchless as bl
 from batchless.nn import EstimatedBatchNorm
 
 
-def saved_in_step(model: nn.Module, *inputs: Any) -> int:
-    """`saved_bytes` of a micro-batch inside `batchless.accumulate`, where standardized weights are there already."""
+def saved_in_step(model: nn.Module, *inputs: Any, forward: Callable[..., object] = nn.Module.__call__) -> int:
+    """`saved_bytes` of a micro-batch inside `batchless.accumulate`, where standardized weights are there already.
+
+    `forward` is called with a copy of the model and the inputs.
+    """
     copied = copy.deepcopy(model).train()
     stand_still([copied])
     with bl.standardized(copied):
-        return saved_bytes(copied, *inputs)
+        return saved_bytes(partial(forward, copied), *inputs)
 
 
 def stand_still(models: Iterable[nn.Module]) -> None:
@@ -29,10 +33,10 @@ def stand_still(models: Iterable[nn.Module]) -> None:
                 module.start_collecting()
 
 
-def saved_bytes(model: nn.Module, *inputs: Any) -> int:
+def saved_bytes(forward: Callable[..., object], *inputs: Any) -> int:
     """Bytes of the distinct storages that a forward pass made and that are still there for the backward pass."""
     with _NewStorages() as made:
-        output = model(*inputs)
+        output = forward(*inputs)
     alive = sum(nbytes for storage, nbytes in made.storages.values() if not storage.expired())
     del output
     return alive

@@ -9,7 +9,7 @@ import torch
 
 from batchless.nn import WSConv2d
 from batchless.nn.reparameterized import Reparameterized
-from batchless.nn.standardized_rows import WrittenRows
+from batchless.nn.standardized_rows import StandardizedRows
 
 torch.set_num_threads(1)
 
@@ -39,13 +39,13 @@ def computed_weights(monkeypatch) -> list[int]:
     for kind in _kinds_below(Reparameterized):
         if "reparameterized_weight" in vars(kind):
             monkeypatch.setattr(kind, "reparameterized_weight", _noted(seen, kind.reparameterized_weight))
-    write = WrittenRows.write
+    of = StandardizedRows.of
 
-    def noted_write(rule, rows, out):
+    def noted_of(rule, rows):
         seen.append(rows.data_ptr())
-        return write(rule, rows, out)
+        return of(rule, rows)
 
-    monkeypatch.setattr(WrittenRows, "write", noted_write)
+    monkeypatch.setattr(StandardizedRows, "of", noted_of)
     layer = WSConv2d(2, 2, 3)
     layer.effective_weight()
     assert seen == [layer.weight.data_ptr()], "so the list does note"

@@ -404,8 +404,9 @@ def test_a_wrong_command_line_says_what_is_wrong(arguments, message, capsys):
 def test_proposals_are_fixed_while_the_network_trains():
     boxes = detector.random_boxes(5)
     network = detector.FixedProposals(lambda images, features, targets: (["its own"], {"loss": len(features)}), boxes)
-    (proposals,), losses = network(None, [1, 2], None)
-    assert proposals is boxes
+    proposals, losses = network(None, [1, 2], [{}, {}])
+    assert len(proposals) == 2
+    assert all(found is boxes for found in proposals)
     assert losses == {"loss": 2}
 
 

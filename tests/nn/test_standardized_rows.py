@@ -1,4 +1,6 @@
-"""Rows written into memory that is there, and pulled back over the gradient's own, are those of the equation."""
+"""Rows standardized once for many passes, and the pullback of their gradient, are those of the equation."""
+
+import weakref
 
 import hypothesis.strategies as st
 import pytest
@@ -8,8 +10,8 @@ from torch import nn
 
 import batchless.nn as bnn
 import reference
-from batchless.nn import standardized, standardized_rows
-from batchless.nn.standardized_rows import RowStandardization, WrittenRows
+from batchless.nn import standardized
+from batchless.nn.standardized_rows import RowStandardization, StandardizedRows
 
 LAYERS = {
     "ws": lambda: bnn.WSConv2d(4, 6, 3),
@@ -19,7 +21,7 @@ LAYERS = {
     "ws-linear": lambda: bnn.WSLinear(5, 7),
     "ws-3d": lambda: bnn.WSConv3d(2, 3, 2),
 }
-"""Layers whose rows are written at once."""
+"""Layers whose rows are standardized without a graph."""
 
 BY_THE_GRAPH = {
     "ws-authors": lambda: bnn.WSConv2d(4, 6, 3, preset="authors"),
@@ -36,39 +38,25 @@ def uneven(*shape: int, mean: float = 0.0, seed: int = 0) -> torch.Tensor:
 @given(
     outputs=st.integers(1, 9),
     inputs=st.integers(2, 40),
-    chunk_bytes=st.sampled_from([1, 200, 700, 2**20]),
     factor=st.sampled_from([1.0, 0.3]),
     mean=st.sampled_from([0.0, 5.0]),
     double=st.booleans(),
 )
-def test_written_rows_are_the_equations_however_they_are_cut(outputs, inputs, chunk_bytes, factor, mean, double):
+def test_rows_are_the_equations(outputs, inputs, factor, mean, double):
     dtype = torch.float64 if double else torch.float32
     rows = uneven(outputs, inputs, mean=mean).to(dtype)
     gradient = uneven(outputs, inputs, seed=1).to(dtype)
     exact = rows.double().clone().requires_grad_()
     expected = factor * torch.stack([reference.timm_row(row, eps=1e-6) for row in exact])
     expected.backward(gradient.double())
-    out = torch.full_like(rows, torch.nan)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(standardized_rows, "_CHUNK_BYTES", chunk_bytes)
-        written = WrittenRows.write(RowStandardization(eps=1e-6, factor=factor), rows, out)
-    written.pull_back(gradient)
+    found = StandardizedRows.of(RowStandardization(eps=1e-6, factor=factor), rows)
+    pulled_back = found.pull_back(gradient)
     # Centring loses what the mean is above the deviation, which two close values make small.
     loss = float((rows.double().abs().max(1).values / (rows.double().std(1, correction=0) + 1e-3)).max())
     tolerance = (1e-12 if double else 1e-5) * (1 + loss)
-    torch.testing.assert_close(out.double(), expected.detach(), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(found.values.double(), expected.detach(), rtol=tolerance, atol=tolerance)
     scale = float(exact.grad.abs().max()) + 1
-    torch.testing.assert_close(gradient.double(), exact.grad, rtol=0, atol=tolerance * scale * (1 + loss))
-
-
-@pytest.mark.parametrize("name", LAYERS)
-def test_the_gradient_of_the_weight_takes_the_memory_of_that_of_w_hat(name):
-    layer = LAYERS[name]()
-    with standardized(layer):
-        layer.shared_weight.square().sum().backward()
-        address = layer.shared_weight.grad.data_ptr()
-    assert layer.weight.grad.data_ptr() == address
-    assert layer.weight.grad.shape == layer.weight.shape
+    torch.testing.assert_close(pulled_back.double(), exact.grad, rtol=0, atol=tolerance * scale * (1 + loss))
 
 
 @pytest.mark.parametrize("name", [*LAYERS, *BY_THE_GRAPH])
@@ -117,24 +105,44 @@ def test_channels_last_weights_are_standardized_too(name):
     assert layer.weight.grad.shape == layer.weight.shape
 
 
-def test_what_is_alive_beside_the_weights_is_one_w_hat_and_one_gradient():
-    """Bytes of all tensors at the end of the backward pass and after the block, in sizes of the convolution weights."""
-    model = nn.Sequential(*(bnn.WSConv2d(64, 64, 3, padding=1, bias=False) for _ in range(6)))
-    weights = [layer.weight for layer in model]
+@pytest.mark.parametrize("name", LAYERS)
+def test_at_no_time_has_a_layer_two_w_hat(name, monkeypatch):
+    """The one of the step before is freed before the next is made; the layer's own gradient is W's alone after the block."""
+    layer, alive = LAYERS[name](), []
+    of = StandardizedRows.of
+
+    def noted(rule, rows):
+        alive.append(kept() is not None)
+        return of(rule, rows)
+
+    monkeypatch.setattr(StandardizedRows, "of", noted)
+    kept = lambda: None  # noqa: E731
+    for _ in range(3):
+        with standardized(layer):
+            kept = weakref.ref(layer.shared_weight)
+            layer.shared_weight.square().sum().backward()
+            gradient = weakref.ref(layer.shared_weight.grad)
+        assert gradient() is None
+        assert kept() is not None, "so its memory does not go back to the system"
+        layer.zero_grad()
+    assert alive == [False, False, False]
+
+
+def test_beside_one_w_hat_and_one_gradient_there_is_one_layers_more(monkeypatch):
+    """At most, while the gradients are pulled back layer by layer: the weight-side bytes stay under twice the weights."""
+    model = nn.Sequential(*(bnn.WSConv2d(8, 8, 3, padding=1, bias=False) for _ in range(12)))
+    gradients: list[weakref.ref] = []
+    most, pull_back = 0, StandardizedRows.pull_back
+
+    def counted(rows, gradient):
+        nonlocal most
+        found = pull_back(rows, gradient)
+        there = sum(one() is not None for one in gradients) + sum(layer.weight.grad is not None for layer in model)
+        most = max(most, there + 1)  # and what was found
+        return found
+
+    monkeypatch.setattr(StandardizedRows, "pull_back", counted)
     with standardized(model):
-        model(torch.randn(1, 64, 2, 2)).sum().backward()
-        inside = distinct_bytes(
-            [*weights, *(layer.shared_weight for layer in model), *(layer.shared_weight.grad for layer in model)]
-        )
-        gradients = {layer.shared_weight.grad.data_ptr() for layer in model}
-    after = distinct_bytes(
-        [*weights, *(weight.grad for weight in weights), *(layer.kept_weight._leaf for layer in model)]
-    )
-    size = distinct_bytes(weights)
-    assert inside == 3 * size
-    assert after == 3 * size
-    assert {weight.grad.data_ptr() for weight in weights} == gradients, "so there was no further copy in between"
-
-
-def distinct_bytes(tensors) -> int:
-    return sum({tensor.data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
+        model(torch.randn(1, 8, 2, 2)).sum().backward()
+        gradients += [weakref.ref(layer.shared_weight.grad) for layer in model]
+    assert most == len(model) + 1

@@ -17,7 +17,7 @@ from batchless.nn.weight_matrix import fan_in
 
 
 class KeptWeight:
-    """The tensor that holds a layer's `W_hat`, kept from one optimizer step to the next.
+    """The tensor that holds a layer's `W_hat`, kept from one optimizer step to the next, until the next one is made.
 
     Freed at each step's end it goes back to the system, which hands it out again page by page: 5 % of a step
     (`python -m bench step`). Kept only where a gradient is wanted, so evaluation leaves nothing behind.
@@ -35,8 +35,20 @@ class KeptWeight:
         """Whether nothing is kept."""
         return self._leaf is None
 
-    def room(self, weight: Tensor) -> Tensor:
-        """A leaf tensor laid out as `weight`, of any values: the last one where that fits."""
+    def free(self) -> None:
+        """Keep nothing: the next tensor of its size then gets the same memory, which is there already."""
+        self._leaf = None
+
+    def keep(self, weight: Tensor) -> Tensor:
+        """`weight`, which nobody else has, as a leaf that wants a gradient."""
+        self._leaf = weight.requires_grad_()
+        return self._leaf
+
+    def hold(self, weight: Tensor) -> Tensor:
+        """A leaf tensor with the values of `weight`; `weight` itself, and nothing is kept, where no gradient is wanted."""
+        if not weight.requires_grad:
+            self.free()
+            return weight
         leaf = self._leaf
         if leaf is None or (leaf.shape, leaf.stride(), leaf.dtype, leaf.device) != (
             weight.shape,
@@ -44,16 +56,9 @@ class KeptWeight:
             weight.dtype,
             weight.device,
         ):
-            self._leaf = leaf = torch.empty_like(weight, requires_grad=True)
-        return leaf
-
-    def hold(self, weight: Tensor) -> Tensor:
-        """A leaf tensor with the values of `weight`; `weight` itself, and nothing is kept, where no gradient is wanted."""
-        if not weight.requires_grad:
-            self._leaf = None
-            return weight
+            leaf = self.keep(torch.empty_like(weight, requires_grad=False))
         with torch.no_grad():
-            return self.room(weight).copy_(weight)
+            return leaf.copy_(weight)
 
 
 class Reparameterized(nn.Module):

@@ -5,10 +5,10 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge, get_gradient_edge, increment_version
 
 from batchless.nn.reparameterized import Reparameterized
-from batchless.nn.standardized_rows import WrittenRows
+from batchless.nn.standardized_rows import StandardizedRows
 
 
 @contextmanager
@@ -62,31 +62,33 @@ def standardized(model: nn.Module) -> Iterator[None]:
         for layer in layers:
             if layer.shared_weight is not None:
                 layer.shared_weight.grad = None
+                if layer.shared_weight.requires_grad:
+                    increment_version(
+                        layer.shared_weight
+                    )  # so that a backward pass after the block is refused, not lost
             layer.shared_weight = None
 
 
-Origin = GradientEdge | WrittenRows | None
-"""How a shared `W_hat` hangs on W: by autograd's graph, by rows written at once, or not at all (no gradient wanted)."""
+Origin = GradientEdge | StandardizedRows | None
+"""How a shared `W_hat` hangs on W: by autograd's graph, as rows standardized at once, or not at all (no gradient wanted)."""
 
 
 def _share(layer: Reparameterized) -> Origin:
     """Let `layer` use one `W_hat`; how it hangs on W. Of its values there is one copy."""
     weight = layer.weight
-    rule = layer.row_map() if _writes_rows(layer) else None
+    rule = layer.row_map() if _has_plain_rows(layer) else None
     if rule is not None:
-        layer.shared_weight = room = layer.kept_weight.room(weight)
-        with torch.no_grad():
-            return WrittenRows.write(rule, weight.flatten(1), room.flatten(1))
+        layer.kept_weight.free()
+        origin = StandardizedRows.of(rule, weight.detach().flatten(1))
+        layer.shared_weight = layer.kept_weight.keep(origin.values.view_as(weight))
+        return origin
     made = layer.reparameterized_weight()
     layer.shared_weight = layer.kept_weight.hold(made)
     return get_gradient_edge(made) if made.requires_grad else None
 
 
-def _writes_rows(layer: Reparameterized) -> bool:
-    """Whether W's rows lie one after the other in the processor's memory, and nobody asks to see its gradient pass.
-
-    An accelerator does not gain: a kernel for each chunk costs more there than memory that is read twice.
-    """
+def _has_plain_rows(layer: Reparameterized) -> bool:
+    """Whether W's rows lie one after the other in the processor's memory, and nobody asks to see its gradient pass."""
     weight = layer.weight
     return (
         type(weight) is nn.Parameter
@@ -111,9 +113,7 @@ def _pull_back(layer: Reparameterized, origin: Origin) -> None:
     if isinstance(origin, GradientEdge):
         torch.autograd.backward(origin, gradient)
         return
-    # The gradient of W takes the memory of that of W_hat.
-    gradient = gradient.detach().contiguous()
-    origin.pull_back(gradient.flatten(1))
+    gradient = origin.pull_back(gradient.detach().contiguous().flatten(1)).view_as(layer.weight)
     if layer.weight.grad is None:
         layer.weight.grad = gradient
     else:

@@ -1,4 +1,4 @@
-"""Rows of a matrix standardized: for autograd, or into memory that is there already and back over the gradient's own.
+"""Rows of a matrix standardized: for autograd, or once for many passes with the pullback of the sum of their gradients.
 
 Letters: O rows (output channels), I values in each (the fan-in).
 """
@@ -9,9 +9,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-_CHUNK_BYTES = 2**20
-"""Rows that are read twice, or written and read again, are taken so many bytes at a time, so that they stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -42,49 +39,40 @@ class RowStandardization:
 
 
 @dataclass(frozen=True)
-class WrittenRows:
-    """Standardized rows whose values lie in memory given by the caller, with what their pullback needs.
+class StandardizedRows:
+    """Standardized rows without autograd's graph: their values, and what their pullback needs.
 
     Attributes:
+        values: R_hat `[O, I]`.
         rows: R `[O, I]`, not to be changed before the pullback.
         factor: of the map.
-        moments: mean and reciprocal deviation of each chunk's rows, `[k, 1]` each; with a
-            factor, of rows minus their first value.
-        chunk: rows of a chunk, but for the last.
+        mean, rstd: `[O, 1]`, mean and reciprocal deviation of each row; with a factor, of rows minus their first value.
     """
 
+    values: Tensor
     rows: Tensor
     factor: float
-    moments: list[tuple[Tensor, Tensor]]
-    chunk: int
+    mean: Tensor
+    rstd: Tensor
 
     @classmethod
     @torch.no_grad()
-    def write(cls, rule: RowStandardization, rows: Tensor, out: Tensor) -> "WrittenRows":
-        """Put `rule(rows)` into `out`, both contiguous `[O, I]`; the rule's factor is a number."""
+    def of(cls, rule: RowStandardization, rows: Tensor) -> "StandardizedRows":
+        """`rule(rows)` for contiguous rows; the rule's factor is a number."""
         assert not isinstance(rule.factor, Tensor)
-        inputs = rows.shape[1]
-        chunk = max(1, _CHUNK_BYTES // (inputs * rows.element_size()))
-        moments = []
-        for part, target in zip(torch.split(rows, chunk), torch.split(out, chunk), strict=True):
-            outputs, per_row = len(part), rule._per_row(part)
-            normalized, mean, rstd = torch.ops.aten.native_group_norm(
-                part if per_row is None else from_first(part), per_row, None, 1, outputs, inputs, outputs, rule.eps
-            )
-            target.copy_(normalized.view_as(target))
-            moments.append((mean.view(outputs, 1), rstd.view(outputs, 1)))
-        return cls(rows=rows, factor=rule.factor, moments=moments, chunk=chunk)
+        outputs, inputs = rows.shape
+        per_row = rule._per_row(rows)
+        values, mean, rstd = torch.ops.aten.native_group_norm(
+            rows if per_row is None else from_first(rows), per_row, None, 1, outputs, inputs, outputs, rule.eps
+        )
+        return cls(values, rows, rule.factor, mean.view(outputs, 1), rstd.view(outputs, 1))
 
     @torch.no_grad()
-    def pull_back(self, gradient: Tensor) -> None:
-        """Replace the gradient of the standardized rows, contiguous `[O, I]`, by that of the rows."""
-        for part, rows, (mean, rstd) in zip(
-            torch.split(gradient, self.chunk), torch.split(self.rows, self.chunk), self.moments, strict=True
-        ):
-            if self.factor == 1.0:
-                part.copy_(_pulled_back(part, rows, mean, rstd))
-            else:
-                torch.mul(_pulled_back(part, from_first(rows), mean, rstd), self.factor, out=part)
+    def pull_back(self, gradient: Tensor) -> Tensor:
+        """The gradient of the rows by that of the standardized ones, contiguous `[O, I]`."""
+        if self.factor == 1.0:
+            return _pulled_back(gradient, self.rows, self.mean, self.rstd)
+        return _pulled_back(gradient, from_first(self.rows), self.mean, self.rstd).mul_(self.factor)
 
 
 class _StandardizeRows(torch.autograd.Function):
