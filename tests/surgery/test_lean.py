@@ -12,6 +12,7 @@ import torchvision
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # bench is run from the repository root, not installed
@@ -173,6 +174,39 @@ def test_networks_of_libraries(build):
         small, _ = bl.lean(model, level)
         assert saved_bytes(copy.deepcopy(small), images(2, 32)) < 0.8 * full
         assert_same(state_after(small, images(2, 32)), expected)
+
+
+class _Statistics(TorchDispatchMode):
+    """Counts batch normalizations that reduce over their input."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.native_batch_norm.default:
+            self.count += args[5]
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_batch_statistics_are_not_reduced_again(affine, memory_format, dtype):
+    """Values whose deviation is far from 1 and whose mean is far from 0; the bits are those of a plain pass."""
+    torch.manual_seed(0)
+    layers = [layer for _ in range(3) for layer in (nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8, affine=affine), nn.ReLU())]
+    model = nn.Sequential(*layers).to(dtype)
+    for parameter in model.parameters():
+        nn.init.uniform_(parameter, -0.7, 3.1)
+    x = (1e3 + 37 * torch.randn(2, 8, 11, 9, dtype=dtype)).to(memory_format=memory_format)
+    small, _ = bl.lean(model, 1)
+    loss = small(x).square().sum()
+    with _Statistics() as again:
+        loss.backward()
+    assert again.count == 0
+    assert saved_bytes(copy.deepcopy(small), x) < 0.75 * saved_bytes(copy.deepcopy(model), x)
+    model(x).square().sum().backward()
+    for found, expected in zip(small.parameters(), model.parameters(), strict=True):
+        assert torch.equal(found.grad, expected.grad)
 
 
 class Functional(nn.Module):

@@ -94,11 +94,11 @@ class ForwardAgain:
             return self.run(input)
 
 
-def forward_again(module: nn.Module, input: Tensor, used: Sequence[Used]) -> ForwardAgain:
-    """What has just run on `input`, to run again; `used` is what its estimates were used with, if it has any."""
-    run, statistics = _run_of(module, used)
+def forward_again(module: nn.Module, output: Tensor, used: Sequence[Used]) -> ForwardAgain:
+    """What has just given `output`, to run again; `used` is what its estimates were used with, if it has any."""
+    run, statistics = _run_of(module, output, used)
     needs = (*module.parameters(), *statistics)
-    device = input.device.type
+    device = output.device.type
     return ForwardAgain(
         run=run,
         needs=tuple((tensor, tensor._version) for tensor in needs),
@@ -106,19 +106,45 @@ def forward_again(module: nn.Module, input: Tensor, used: Sequence[Used]) -> For
     )
 
 
-def _run_of(module: nn.Module, used: Sequence[Used]) -> tuple[Replay, tuple[Tensor, ...]]:
+def _run_of(module: nn.Module, output: Tensor, used: Sequence[Used]) -> tuple[Replay, tuple[Tensor, ...]]:
     estimates = estimates_of(module)
     if estimates is not None:
         return _with_estimates(module, estimates, used[-1]), used[-1]
     norm = module.batch_norm if isinstance(module, BatchChannelNorm) else module
     if isinstance(norm, _BatchNorm | BatchNorm):
         if norm.training or norm.running_mean is None:
+            if norm is module and (kept := _kept_statistics(output, norm)) is not None:
+                return _with_kept_statistics(norm, kept), ()
             if isinstance(norm, BatchNorm):
                 return _with_own_batch_statistics(module, norm), ()
             return _with_batch_statistics(module, norm), ()
         assert norm.running_var is not None
         return _in_mode(module, training=False), (norm.running_mean, norm.running_var)
     return _in_mode(module, training=module.training), ()
+
+
+def _kept_statistics(output: Tensor, norm: _BatchNorm | BatchNorm) -> tuple[Tensor, Tensor] | None:
+    """The mean and inverse deviation that the processor's kernel keeps for its backward pass, where it has made `output`."""
+    node: Any = output.grad_fn
+    if node is None or node.name() != "NativeBatchNormBackward0" or output.device.type != "cpu":
+        return None
+    mean, rstd = node._saved_result1, node._saved_result2
+    found = all(part is None or part.dtype == output.dtype for part in (mean, rstd, norm.weight, norm.bias))
+    return (mean, rstd) if found else None
+
+
+def _with_kept_statistics(norm: _BatchNorm | BatchNorm, statistics: tuple[Tensor, Tensor]) -> Replay:
+    # One pass: the statistics, which take longer, are there. With variance 1 and eps 0 the kernel multiplies by `scale * 1`, in
+    # training by the same product of gain and inverse deviation: the same bits.
+    mean, rstd = statistics
+
+    def run(input: Tensor) -> Tensor:
+        scale = rstd if norm.weight is None else norm.weight * rstd
+        ones = torch.ones_like(rstd)
+        output: Tensor = torch.ops.aten.native_batch_norm(input, scale, norm.bias, mean, ones, False, 0.0, 0.0)[0]
+        return output
+
+    return run
 
 
 def _with_batch_statistics(module: nn.Module, norm: _BatchNorm) -> Replay:
