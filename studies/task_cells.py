@@ -8,9 +8,6 @@ NORMALIZERS: tuple[tuple[str, int], ...] = (("bn", 2), ("gn", 1), ("gn+ws", 1), 
 """Name and images per forward."""
 
 
-_PROPOSALS = "Images/s depend on how many regions a network proposes; `python -m bench detector` gives all the same."
-
-
 @dataclass(frozen=True, kw_only=True)
 class Problem:
     """What is trained for a task, the same for every normalizer.
@@ -70,7 +67,7 @@ PROBLEMS: Mapping[str, Problem] = {
             name="bccd",
             folder="bccd",
             about="BCCD, Faster R-CNN on ResNet-18 FPN, 256 pixels, 2 images per step",
-            caution=_PROPOSALS,
+            caution="One seed: no difference has an interval.",
             figures=("ap", "ap50"),
             images=4 * 292,
             seeds=1,
@@ -82,7 +79,7 @@ PROBLEMS: Mapping[str, Problem] = {
             folder="coco128",
             about="COCO128 (96 images for training, 32 for test), Mask R-CNN on ResNet-18 FPN, 256 pixels, 2 images per step",
             caution="A trial of everything, no result: AP is a mean over classes, and 96 training and 32 test images hold "
-            f"most of the 80 classes a few times or never. {_PROPOSALS}",
+            "most of the 80 classes a few times or never.",
             figures=("ap", "ap50", "mask_ap"),
             images=6 * 96,
             seeds=1,

@@ -1,7 +1,9 @@
-"""The tables of the study of tasks: a row for each normalizer, and what was published on the full data sets."""
+"""The tables of the study of tasks: a row for each normalizer, and what was published on the full data sets.
+
+Cells share their processor with others, so their images/s are not shown: `python -m bench tasks` times the same steps.
+"""
 
 from collections.abc import Iterator, Mapping
-from statistics import fmean
 from typing import Any
 
 from batchless.report.sample import Sample
@@ -30,7 +32,7 @@ def task_tables(records: Mapping[str, Any]) -> Iterator[list[str]]:
 
 def _table(problem: Problem, records: list[dict[str, Any]]) -> list[str]:
     words = [_WORDS[figure] for figure in problem.figures]
-    titles = ["normalizer", "images per forward", "n", *words, f"{words[0]} minus `bn` at 2 (95 %)", "images/s", "MiB"]
+    titles = ["normalizer", "images per forward", "n", *words, f"{words[0]} minus `bn` at 2 (95 %)", "MiB"]
     groups = {
         key: [record for record in records if (record["normalizer"], record["images_per_forward"]) == key]
         for key in NORMALIZERS
@@ -39,7 +41,7 @@ def _table(problem: Problem, records: list[dict[str, Any]]) -> list[str]:
         f"{problem.about}, {problem.images:,} images:",
         "",
         f"| {' | '.join(titles)} |",
-        f"|---|---:|---:|{'---:|' * len(words)}---|---:|---:|",
+        f"|---|---:|---:|{'---:|' * len(words)}---|---:|",
         *(_row(problem, key, group, groups[_CONTROL]) for key, group in groups.items() if group),
         "",
     ]
@@ -55,7 +57,6 @@ def _row(problem: Problem, key: tuple[str, int], group: list[dict[str, Any]], co
     ]
     cells += [percent([summary[f"test_{figure}"] for summary in done]) for figure in problem.figures]
     cells.append("control" if key == _CONTROL else points(_sample(problem, group), _sample(problem, control)))
-    cells.append(f"{fmean(summary['images_per_second'] for summary in done):.1f}" if done else "")
     cells.append(f"{max(summary['peak_memory_bytes'] for summary in done) / 2**20:,.0f}" if done else "")
     return f"| {' | '.join(cells)} |"
 
