@@ -55,8 +55,8 @@ PROBLEMS: Mapping[str, Problem] = {
             name="clips",
             folder=None,
             about="the embedded motion clips, TSM on ResNet-18 with a 3x3 stem, 16 pixels, 4 clips per step",
-            caution="Six classes: chance is 16.7 %. An image is a clip of 8 frames. Optimizer and rate (AdamW, 0.0005) come from "
-            "a trial with `gn+ws`; SGD learned nothing in this budget (docs/log.md).",
+            caution="Six classes: chance is 16.7 %. An image is a clip of 8 frames. Optimizer and rate (AdamW, 0.0005) are "
+            "those of a trial with `gn+ws`; SGD learned nothing in this budget (docs/log.md).",
             figures=("accuracy",),
             images=1600,
             seeds=3,
