@@ -62,10 +62,9 @@ def standardized(model: nn.Module) -> Iterator[None]:
         for layer in layers:
             if layer.shared_weight is not None:
                 layer.shared_weight.grad = None
+                # So that autograd refuses a backward pass after the block, whose gradient nobody would collect.
                 if layer.shared_weight.requires_grad:
-                    increment_version(
-                        layer.shared_weight
-                    )  # so that a backward pass after the block is refused, not lost
+                    increment_version(layer.shared_weight)
             layer.shared_weight = None
 
 
