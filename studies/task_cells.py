@@ -59,7 +59,7 @@ PROBLEMS: Mapping[str, Problem] = {
             "those of a trial with `gn+ws`; SGD learned nothing in this budget (docs/log.md).",
             figures=("accuracy",),
             images=1600,
-            seeds=3,
+            seeds=2,
             seconds=250.0,
             settings={
                 "config": "embedded_clips",
