@@ -20,8 +20,8 @@ DETECTION = TrainConfig(
     task="detect",
     model="fcos_resnet18_fpn",
     images=2400,
-    images_per_step=4,
-    evaluations=2,
+    images_per_step=2,
+    evaluations=3,
     data=DataSettings(test_images=100),
     detector=DetectorSettings(shorter_side=96, longest_side=96, stages=2, channels=32),
     optimizer=OptimizerSettings(name="adamw", learning_rate=0.001, weight_decay=1e-4, clip_norm=10.0),
@@ -55,7 +55,7 @@ SEGMENTATION = TrainConfig(
 """What `batchless demo --task segment` trains, but for what is set otherwise."""
 
 _OF_A_TASK: Mapping[str, TrainConfig] = {"detect": DETECTION, "segment": SEGMENTATION, "video": VIDEO}
-_SIZES: Mapping[str, tuple[int, ...]] = {"detect": (1, 2, 4), "segment": (1, 2, 8)}
+_SIZES: Mapping[str, tuple[int, ...]] = {"detect": (1, 2), "segment": (1, 2, 8)}
 """Images per forward of tasks whose steps are of fewer images."""
 
 
@@ -66,7 +66,7 @@ class DemoConfig:
     Attributes:
         out: folder of the runs and of `report.html`; must not exist.
         normalizers: the rows.
-        images_per_forward: the columns; if nothing else is said, for detection 1, 2 and 4, for segmentation 1, 2 and 8.
+        images_per_forward: the columns; if nothing else is said, for detection 1 and 2, for segmentation 1, 2 and 8.
         seeds: how often each run is repeated, with seeds 0, 1, ...
         train: what all runs have in common. With `train.task` (also `--task`) detect, segment or video, settings left at their
             defaults are the demo's of that task.
