@@ -46,6 +46,6 @@ def test_every_normalizer_has_its_line(monkeypatch):
     monkeypatch.setattr(tasks, "PROBLEMS", {"clips": PROBLEMS["clips"]})
     (found,) = tasks.comparisons(repeats=1, seed=0, clock=time.perf_counter, on_round=lambda *_: None)
     assert list(found.times) == [f"{normalizer}, {size} per forward" for normalizer, size in NORMALIZERS]
-    assert found.items == 16
+    assert found.items == 4
     bn, gn = (found.saved_bytes[name] for name in ("bn, 2 per forward", "gn, 1 per forward"))
     assert 1.8 < bn / gn < 2.2
