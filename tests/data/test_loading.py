@@ -218,10 +218,10 @@ def test_workers_end_when_the_loop_fails():
 @few_cores
 def test_workers_leave_interrupts_to_their_parent():
     iterator = batches(Noise(40), split(range(40), 1), **DEFAULTS, workers=2)
-    first = next(iterator)
+    first = [next(iterator) for _ in range(2)]  # one of each worker, so that both have begun
     for process in multiprocessing.active_children():
         os.kill(process.pid, signal.SIGINT)
-    assert len([first, *iterator]) == 40
+    assert len([*first, *iterator]) == 40
 
 
 # torch tells of a dead worker in a signal handler, which raises wherever the main thread is: also in a destructor.

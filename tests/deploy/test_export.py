@@ -57,13 +57,18 @@ def test_an_exported_file_has_the_scores_of_the_trained_network(checkpoint, tmp_
     assert exported.bytes == exported.path.stat().st_size
     assert [entry.name for entry in exported.path.parent.iterdir()] == [file(format)]
     assert exported.images_from == "the run's test images"
-    assert 0 <= exported.difference < 1e-4
     images = network_input(torch.cat(real_squares(trained)[0]), trained)
+    exact = copy.deepcopy(trained.model).double()(images.double())
+    # Groups of few values amplify rounding: what the network's own float32 loses a file may lose twice.
+    rounding = float((trained.model(images) - exact).abs().max() / exact.abs().max())
+    allowed = 5e-5 + 2 * rounding
+    assert allowed < 1e-3
+    assert 0 <= exported.difference < allowed
     for count in (1, 2, 4):
         expected = trained.model(images[:count])
         assert expected.std(dim=1).min() > 0
         scale = float(expected.abs().max())
-        torch.testing.assert_close(run_file(exported.path, images[:count]), expected, rtol=0, atol=1e-4 * scale)
+        torch.testing.assert_close(run_file(exported.path, images[:count]), expected, rtol=0, atol=allowed * scale)
     if format == "onnx":
         convolutions = [module for module in trained.model.modules() if isinstance(module, nn.Conv2d)]
         assert plain_weights(exported.path) == [True] * len(convolutions)

@@ -2,6 +2,7 @@ import io
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -50,7 +51,11 @@ def test_an_unreadable_image_is_told_in_its_place(checkpoint, broken, tmp_path):
     assert found[0].error.startswith(f"{broken}: cannot be read as an image (")
     assert found[0].classes == ()
     assert found[41].error.startswith(f"{tmp_path / 'missing.png'}: cannot be read as an image (")
-    assert len({prediction.classes for prediction in found}) == 2  # the same image, the same probabilities
+    names, shares = zip(*(zip(*found[number].classes, strict=True) for number in (*range(1, 41), 42)), strict=True)
+    assert len(set(names)) == 1
+    assert (
+        np.ptp(shares, axis=0).max() < 1e-6
+    )  # the same image, the same probabilities; kernels depend on how many there are
     assert [prediction.error is None for prediction in predict_images(trained, [broken])] == [False]
 
 
