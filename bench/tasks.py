@@ -17,6 +17,7 @@ from torch.optim import SGD
 import batchless as bl
 from batchless.arguments import parse_arguments
 from batchless.tasks import TrainConfig
+from batchless.tasks.segment.settings import SegmentSettings
 from batchless.tasks.setup import Setup, set_up
 from batchless.tasks.trained import build_converted, build_plain
 from bench.detector import FixedProposals, random_boxes
@@ -63,7 +64,7 @@ def on_embedded(cell: Cell) -> TrainConfig:
         config,
         images=config.images_per_step,
         data=replace(config.data, root=None),
-        segment=replace(config.segment, class_names=(), ignore=type(config.segment)().ignore),
+        segment=replace(config.segment, class_names=(), ignore=SegmentSettings().ignore),
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,19 +19,11 @@ from batchless.models.detectors import DetectorSettings
 from batchless.models.video import clip_input
 from batchless.tasks import load_trained
 from batchless.tasks.segment import SegmentSettings
+from small_detectors import TINY
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(values per group|fewer groups give)")
 CLASSES = ("ground", "cat", "dog")
-SMALL = DetectorSettings(
-    shorter_side=64,
-    longest_side=96,
-    stages=2,
-    channels=16,
-    box_features=16,
-    rois_per_image=8,
-    proposals_per_image=20,
-    detections_per_image=30,
-)
+SMALL = replace(TINY, longest_side=96, detections_per_image=30)
 ROOT = {"data": {"image_size": 16, "crop_padding": 0}}
 
 

@@ -259,6 +259,7 @@ def test_slow_clients_change_no_bit_and_the_others_do_not_run_far_ahead():
         # Nothing has been freed yet, so each slot is a position; later a worker may make more while another's lie free.
         assert sum(len(worker.slots) for worker in engine.workers) <= 6
         assert len(list(updates)) == 11
+        assert all(worker.slots for worker in engine.workers), "each has trained somebody"
         found, _ = one_round(engine, place, state)
     assert states_equal(expected, found)
 

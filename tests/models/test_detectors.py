@@ -1,4 +1,5 @@
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,17 +18,10 @@ from batchless.models.detectors import (
 from batchless.nn import WSConv2d
 from batchless.nn.estimated_batch_norm import EstimatedBatchNorm
 from batchless.surgery.recognize import is_batch_normalization, is_convolution
+from small_detectors import TINY
 
-SMALL = DetectorSettings(
-    shorter_side=64,
-    longest_side=96,
-    stages=2,
-    channels=16,
-    box_features=16,
-    rois_per_image=16,
-    proposals_per_image=30,
-    smallest_anchor=8,
-    detections_per_image=10,
+SMALL = replace(
+    TINY, longest_side=96, rois_per_image=16, proposals_per_image=30, smallest_anchor=8, detections_per_image=10
 )
 ARCHITECTURES = ("fasterrcnn", "maskrcnn", "retinanet", "fcos")
 
