@@ -6,18 +6,12 @@ warm-up. Beside the times: the peak memory of rounds of 100 and of 1,000 clients
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
-from multiprocessing.connection import Connection
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.multiprocessing import get_context
-from torch.optim import SGD
 
 from batchless.data import ChannelStatistics
 from batchless.data.dataset import Subset
@@ -32,17 +26,15 @@ from batchless.models import build_model
 from batchless.runs.memory import peak_memory_bytes
 from batchless.tasks import Classify
 from batchless.train.interrupt import never_stop
+from bench.flower_rounds import FlowerSimulation, is_installed
+from bench.pure_loops import RATE, PureProcess, pure_loop, run_together
 from bench.step import require_finite
 from bench.timing import Clock, Comparison, Contestant, Target, interleave
 
 REPEATS = 6
 BATCH = 32
-RATE = 1e-4
 MEMORY_CLIENTS = (100, 1000)
 MEMORY_AT_MOST = 1.05
-
-Batches = Sequence[Sequence[tuple[Tensor, Tensor]]]
-"""By client, its batches of a round."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +84,7 @@ CASES = (
 def comparisons(
     *, repeats: int | None, seed: int, clock: Clock, on_round: Callable[[int, int], None]
 ) -> Iterator[Comparison]:
-    """Each case in one process and in two, and what there is to say of memory and of Flower."""
+    """Each case in one process and in two, what there is to say of memory, and Flower's simulation where it is installed."""
     for number, case in enumerate(CASES):
         model, workplace, state = federation(case, seed=seed)
         with ExitStack() as ending:
@@ -108,8 +100,10 @@ def comparisons(
                 Target(of="one process", base="pure loop", at_most=case.at_most),
                 Target(of="two workers", base="two pure loops", at_most=1 / 0.95),
             ),
-            notes=(*memory_notes(), flower_note()) if last else (),
+            notes=(*memory_notes(), *flower_notes()) if last else (),
         )
+        if is_installed():
+            yield beside_flower(case, repeats=repeats or REPEATS, seed=seed, clock=clock, on_round=on_round)
 
 
 def contestants(
@@ -183,20 +177,6 @@ def batches_of(workplace: Workplace) -> list[list[tuple[Tensor, Tensor]]]:
     return found
 
 
-def pure_loop(model: nn.Module, batches: Batches) -> Contestant:
-    """Forward, backward, step, with an optimizer for each client."""
-
-    def run() -> None:
-        for own in batches:
-            optimizer = SGD(model.parameters(), lr=RATE)
-            for images, labels in own:
-                torch.autograd.backward(F.cross_entropy(model(images), labels))
-                optimizer.step()
-                optimizer.zero_grad()
-
-    return run
-
-
 def rounds(engine: Engine, workplace: Workplace, state: ServerState) -> Contestant:
     """A round of everybody; each goes on from the one before."""
     everybody = tuple(range(len(workplace.clients())))
@@ -215,61 +195,6 @@ def rounds(engine: Engine, workplace: Workplace, state: ServerState) -> Contesta
         )
 
     return run
-
-
-class PureProcess:
-    """A pure loop in a process of its own, which waits between its turns."""
-
-    def __init__(self, model: nn.Module, batches: Batches) -> None:
-        context: Any = get_context("spawn")
-        self.connection, there = context.Pipe()
-        arguments = (there, model, batches, torch.get_num_threads())
-        self.process = context.Process(target=_turns, args=arguments, daemon=True)
-
-    def __enter__(self) -> "PureProcess":
-        self.process.start()
-        self.connection.recv()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.connection.close()
-        self.process.kill()
-        self.process.join()
-
-
-def run_together(processes: Sequence[PureProcess]) -> None:
-    """One turn of each, at the same time."""
-    for each in processes:
-        each.connection.send(True)
-    for each in processes:
-        each.connection.recv()
-
-
-def _turns(connection: Connection, model: nn.Module, batches: Batches, threads: int) -> None:
-    torch.set_num_threads(threads)
-    # Copies: what comes from another process lies in shared memory, which the engine's batches do not.
-    own = [[(images.clone(), labels.clone()) for images, labels in client] for client in batches]
-    network = own_memory(model)
-    run = pure_loop(network, own)
-    connection.send(True)
-    while True:
-        try:
-            connection.recv()
-        except EOFError:
-            return
-        run()
-        connection.send(True)
-
-
-def own_memory(model: nn.Module) -> nn.Module:
-    """The network with parameters of this process's own memory."""
-    for module in model.modules():
-        for store in (module._parameters, module._buffers):
-            for name, value in list(store.items()):
-                if value is not None:
-                    copy = value.detach().clone()
-                    store[name] = nn.Parameter(copy) if isinstance(value, nn.Parameter) else copy
-    return model
 
 
 def memory_notes() -> tuple[str, ...]:
@@ -305,11 +230,31 @@ def peak_after_rounds(clients: int) -> int:
     return peak_memory_bytes("cpu")
 
 
-def flower_note() -> str:
+def beside_flower(
+    case: Case, *, repeats: int, seed: int, clock: Clock, on_round: Callable[[int, int], None]
+) -> Comparison:
+    """Our two workers and the two actors of Flower's own simulation."""
+    model, workplace, state = federation(case, seed=seed)
+    batches = batches_of(workplace)
+    with ExitStack() as ending:
+        halves = [ending.enter_context(PureProcess(model, batches[half::2])) for half in range(2)]
+        workers = ending.enter_context(WorkerEngine(workplace, state, count=2, threads=torch.get_num_threads()))
+        found: dict[str, Contestant] = {
+            "two pure loops": lambda: run_together(halves),
+            "two workers": rounds(workers, workplace, state),
+            "Flower's simulation": ending.enter_context(FlowerSimulation(model, batches)),
+        }
+        times = interleave(found, repeats=repeats, seed=seed, clock=clock, on_round=on_round)
+    return Comparison(
+        title=f"one round of {case.clients} clients in two processes, and in Flower's simulation: {case.title}",
+        base="two pure loops",
+        times=times,
+    )
+
+
+def flower_notes() -> tuple[str, ...]:
     """What is said in place of a ratio to Flower's simulation."""
-    if find_spec("ray") is None:
-        return "Flower's own simulation: not compared, it needs ray, which is not installed"
-    return "Flower's own simulation: not compared by this benchmark"
+    return () if is_installed() else ("Flower's own simulation: not compared, flwr[simulation] is not installed",)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench is run from the repository root, not installed
 
-from bench import federated
+from bench import federated, flower_rounds, pure_loops
 from bench.report import comparison_json, comparison_lines
 
 TINY = replace(federated.CASES[1], clients=3, images=40, image_size=8)
@@ -35,7 +35,7 @@ def test_one_client_by_the_pure_loop_and_by_a_round_is_the_same_step():
     case = replace(TINY, clients=1, images=32)
     model, workplace, state = federated.federation(case, seed=0)
     model.load_state_dict(workplace.model.state_dict())
-    federated.pure_loop(model, federated.batches_of(workplace))()
+    pure_loops.pure_loop(model, federated.batches_of(workplace))()
     before = workplace.model.state_dict()["0.weight"].clone()
     federated.rounds(federated.LocalEngine(workplace=workplace), workplace, state)()
     after = workplace.model.state_dict()
@@ -49,9 +49,9 @@ def test_processes_work_in_turns_on_memory_of_their_own():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     batches = federated.batches_of(workplace)
     with ExitStack() as ending:
-        halves = [ending.enter_context(federated.PureProcess(model, batches[half::2])) for half in range(2)]
-        federated.run_together(halves)
-        federated.run_together(halves)
+        halves = [ending.enter_context(pure_loops.PureProcess(model, batches[half::2])) for half in range(2)]
+        pure_loops.run_together(halves)
+        pure_loops.run_together(halves)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert all(half.process.exitcode is not None for half in halves)
@@ -60,6 +60,7 @@ def test_processes_work_in_turns_on_memory_of_their_own():
 def test_the_whole_benchmark_on_tiny_cases(monkeypatch):
     monkeypatch.setattr(federated, "CASES", (TINY,))
     monkeypatch.setattr(federated, "MEMORY_CLIENTS", (2, 3))
+    monkeypatch.setattr(federated, "is_installed", lambda: False)
     (comparison,) = federated.comparisons(
         repeats=1, seed=0, clock=iter(range(1000)).__next__, on_round=lambda *done: None
     )
@@ -70,6 +71,14 @@ def test_the_whole_benchmark_on_tiny_cases(monkeypatch):
     assert "peak memory of a process: 2 clients" in text
     assert "Flower's own simulation: not compared" in text
     assert comparison_json(comparison)["notes"] == list(comparison.notes)
+
+
+@pytest.mark.skipif(not flower_rounds.is_installed(), reason="flwr[simulation], which brings ray, is not installed")
+def test_flowers_simulation_takes_its_turns():
+    comparison = federated.beside_flower(
+        TINY, repeats=1, seed=0, clock=iter(range(1000)).__next__, on_round=lambda *done: None
+    )
+    assert set(comparison.times) == {"two pure loops", "two workers", "Flower's simulation"}
 
 
 @pytest.mark.parametrize(("peaks", "verdict"), [((100, 104), "met"), ((100, 106), "missed")])

@@ -370,6 +370,21 @@ def test_what_a_client_reports():
     assert 0.5 < total / count < 3
 
 
+@pytest.mark.parametrize("algorithm", [FedAvg(), FedAvg(weighting="equal")])
+def test_sums_laid_into_memory_of_an_earlier_update_are_the_same_bits(algorithm):
+    """And nothing of the earlier one is left in them."""
+    state = initial_state(network(), algorithm, 1)
+    told = (algorithm, Classify(), settings())
+    alone = train_client(network(), state, THREE[1], *told, local=None)
+    memory: dict[str, torch.Tensor] = {}
+    first = train_client(network(), state, THREE[0], *told, local=None, memory=memory)
+    places = {name: value.data_ptr() for name, value in first.sums.items()}
+    second = train_client(network(), state, THREE[1], *told, local=None, memory=memory)
+    assert {name: value.data_ptr() for name, value in second.sums.items()} == places
+    for name, value in alone.sums.items():
+        assert torch.equal(second.sums[name], value), name
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

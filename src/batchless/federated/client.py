@@ -107,6 +107,7 @@ def train_client(
     settings: ClientSettings,
     *,
     local: Mapping[str, Tensor] | None,
+    memory: dict[str, Tensor] | None = None,
 ) -> Update:
     """Train the client's network for one round and return what it brings to it.
 
@@ -123,6 +124,7 @@ def train_client(
         task: whose loss.
         settings: how.
         local: the client's own tensors from its last round; None: its first.
+        memory: where the update's sums are laid; those of an earlier update with the same memory are lost. None: in new.
 
     Raises:
         ClientFailedError: an image cannot be read, the network cannot be trained on so few, or a result is NaN or infinite.
@@ -137,7 +139,9 @@ def train_client(
     except ValueError as error:
         raise ClientFailedError(client.id, str(error)) from error
     seconds = time.perf_counter() - began
-    update = _update(model, state, client, algorithm, loss=(loss, count), images=images, seconds=seconds)
+    weight = 1.0 if algorithm.weighting == "equal" else float(len(client.train))
+    sums = _Sums(memory={} if memory is None else memory, weight=weight)
+    update = _update(model, state, client, sums, loss=(loss, count), images=images, seconds=seconds)
     if settings.privacy.level == "client":
         update = clipped(update, state, clip_norm=settings.privacy.clip_norm, client=client.id)
     require_usable(update, state, client=client.id)
@@ -308,13 +312,12 @@ def _update(
     model: nn.Module,
     state: ServerState,
     client: Client,
-    algorithm: Algorithm,
+    weighted: "_Sums",
     *,
     loss: tuple[float, float],
     images: int,
     seconds: float,
 ) -> Update:
-    weight = 1.0 if algorithm.weighting == "equal" else float(len(client.train))
     sums, counters, local = {}, {}, {}
     for name, tensor in model.state_dict().items():
         # The state was divided by `tensor_kinds`, which takes as long as a step of a small network.
@@ -323,9 +326,9 @@ def _update(
         elif not (tensor.is_floating_point() or tensor.is_complex()):
             counters[name] = tensor.detach().cpu().clone()
         else:
-            sums[name] = tensor.detach().to("cpu", torch.float64, copy=True).mul_(weight)
+            sums[name] = weighted.of(name, tensor)
     return Update(
-        weight=weight,
+        weight=weighted.weight,
         sums=sums,
         counters=counters,
         local={client.id: local} if local else {},
@@ -333,3 +336,19 @@ def _update(
         images=images,
         seconds=seconds,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sums:
+    """weight * value in float64, in memory that is used again: new memory costs more than what is written to it."""
+
+    memory: dict[str, Tensor]
+    weight: float
+
+    def of(self, name: str, value: Tensor) -> Tensor:
+        """On the CPU."""
+        kept = self.memory.get(name)
+        if kept is None or kept.shape != value.shape:
+            kept = self.memory[name] = torch.empty(value.shape, dtype=torch.float64)
+        kept.copy_(value)
+        return kept if self.weight == 1.0 else kept.mul_(self.weight)

@@ -7,7 +7,7 @@ taken here, in blocks of 8 positions, as the values come: in memory there are a 
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -45,6 +45,7 @@ class Workplace:
         algorithm: what is shared.
         task: what is learned.
         settings: how clients train.
+        memory: of the sums of the update made last.
     """
 
     model: nn.Module
@@ -52,15 +53,17 @@ class Workplace:
     algorithm: Algorithm
     task: Task[Batch]
     settings: ClientSettings
+    memory: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def clients(self) -> tuple[Client, ...]:
         """Those that train, by id."""
         return participants(self.federation, self.algorithm)
 
     def train(self, state: ServerState, client: Client, local: Mapping[str, Tensor] | None) -> Update:
-        """What the client brings; an update that says why, if it cannot be used."""
+        """What the client brings; an update that says why, if it cannot be used. Its sums are valid until the next call."""
+        told = self.algorithm, self.task, self.settings
         try:
-            return train_client(self.model, state, client, self.algorithm, self.task, self.settings, local=local)
+            return train_client(self.model, state, client, *told, local=local, memory=self.memory)
         except ClientFailedError as error:
             return failed(error)
 
