@@ -431,7 +431,7 @@ def test_the_normalizations_timed_agree():
     fused = norms.collecting(64).double()
     composed = norms.composed(copy.deepcopy(fused))
     torch.testing.assert_close(fused(x), composed(x), **EXACT)
-    torch.testing.assert_close(fused.batch_norm.step_sums, composed.batch_norm.step_sums, **EXACT)
+    torch.testing.assert_close(fused.batch_norm.collected(), composed.batch_norm.collected(), **EXACT)
 
 
 def test_inference_leaves_no_graph():

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import batchless.nn as bnn
 import reference
 from batchless.nn.estimated_batch_norm import centred_moments, move_estimates, move_rate
+from batchless.nn.fused_batch_channel_norm import can_fuse
 from layers_table import scrambled
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
@@ -102,12 +103,31 @@ def test_a_step_moves_the_estimates_once_by_all_its_forwards(inputs, images, mem
             torch.testing.assert_close(layer.running_mean, mean, **EXACT)
             torch.testing.assert_close(y, reference.normalize_by(x, mean, var, layer.weight, layer.bias), **EXACT)
         move_estimates([layer], images)
-        layer.step_sums = None
+        layer.stop_collecting()
         rate = reference.move_rate(images, memory, move=move if warmup else None)
         mean, var = reference.accumulated_estimates(mean, var, inputs, rate)
         torch.testing.assert_close(layer.running_mean, mean, **EXACT)
         torch.testing.assert_close(layer.running_var, var, **EXACT)
         assert layer.moves == move
+
+
+@given(st.lists(st.sampled_from([(1, 3, 5), (2, 3, 5), (1, 4, 4), (3, 2, 2)]), min_size=1, max_size=40))
+def test_what_a_step_collects_is_that_of_all_its_forwards(shapes):
+    """Forwards of one size, of several, and more of them than wait to be summed together."""
+    layer = scrambled(bnn.BatchChannelNorm(4, 2).double())
+    estimates = layer.batch_norm
+    inputs = [torch.randn(samples, 4, *rest, dtype=torch.float64) for samples, *rest in shapes]
+    mean, var = estimates.running_mean.clone(), estimates.running_var.clone()
+    rate = reference.move_rate(3, float(estimates.memory), move=1)
+    mean, var = reference.accumulated_estimates(mean, var, inputs, rate)
+    estimates.start_collecting()
+    for x in inputs:
+        assert can_fuse(x, estimates.running_mean)
+        layer(x)
+    move_estimates([estimates], 3)
+    estimates.stop_collecting()
+    torch.testing.assert_close(estimates.running_mean, mean, **EXACT)
+    torch.testing.assert_close(estimates.running_var, var, **EXACT)
 
 
 def test_many_layers_move_together_and_the_unused_stay():
@@ -217,7 +237,7 @@ def test_half_precision_inputs_have_float32_statistics(dtype, collecting):
         module(values)
         if collecting:
             move_estimates([module], 4)
-            module.step_sums = None
+            module.stop_collecting()
     assert layer.running_mean.dtype == torch.float32
     torch.testing.assert_close(layer.running_mean.double(), exact.running_mean, rtol=1e-5, atol=0)
     torch.testing.assert_close(layer.running_var.double(), exact.running_var, rtol=1e-4, atol=0)

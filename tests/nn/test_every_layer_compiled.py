@@ -82,10 +82,10 @@ def test_collecting_for_a_step_equals_eager_and_compiles_once():
         for estimates in (module, twin):
             estimates.start_collecting()
         equal_after_two_steps(compiled, module, layer)
-        torch.testing.assert_close(twin.step_sums, module.step_sums, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(twin.collected(), module.collected(), rtol=1e-12, atol=1e-12)
         for estimates in (module, twin):
             move_estimates([estimates], 6)
-            estimates.step_sums = None
+            estimates.stop_collecting()
         torch.testing.assert_close(twin.running_var, module.running_var, rtol=1e-12, atol=1e-12)
 
     step()

@@ -162,7 +162,7 @@ class FakeStep:
             finally:
                 self._model.zero_grad()
                 for layer in estimated:
-                    layer.step_sums = None
+                    layer.stop_collecting()
         return StepMemory(images=images, kept=kept, peak=meter.peak, cost=meter.cost)
 
     def _weights_in_use(self) -> Iterator[Tensor]:

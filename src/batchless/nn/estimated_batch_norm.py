@@ -12,11 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from batchless.nn.normalized_samples import NormalizedSamples
+from batchless.nn.normalized_samples import NormalizedSamples, SampleMoments
 from batchless.nn.precision import at_least_float32
 from batchless.nn.recomputation import ForwardMemory, recomputing
 
 Update = Literal["step", "forward"]
+
+_MOST_MOMENTS = 16
+"""Forwards whose moments wait to be summed together: in memory they are little, however many forwards a step has."""
 
 
 class EstimatedBatchNorm(nn.Module):
@@ -59,7 +62,8 @@ class EstimatedBatchNorm(nn.Module):
     moves: Tensor
     memory: Tensor
     step_sums: Tensor | None
-    """Inside `batchless.accumulate`: sums of x - m and (x - m)^2 per channel and the count, `[2 C + 1]`; else None."""
+    """Inside `batchless.accumulate`: sums of x - m and (x - m)^2 per channel and the count, `[2 C + 1]`; else None.
+    `collected()` adds what forwards have left beside them."""
     used: list[tuple[Tensor, Tensor]] | None
     """A list gets what each forward normalized by, for `batchless.lean` to do it again; None: nobody asks."""
     fixed: tuple[Tensor, Tensor] | None
@@ -88,6 +92,7 @@ class EstimatedBatchNorm(nn.Module):
             raise ValueError(f"eps must be above 0, got {eps}")
         self.num_features, self.eps, self.update, self.warmup = num_features, eps, update, warmup
         self.step_sums = self.used = self.fixed = None
+        self._moments: list[SampleMoments] = []
         self._forwards = ForwardMemory()
         self.weight = nn.Parameter(torch.ones(num_features, device=device, dtype=dtype)) if affine else None
         self.bias = nn.Parameter(torch.zeros(num_features, device=device, dtype=dtype)) if affine else None
@@ -125,24 +130,48 @@ class EstimatedBatchNorm(nn.Module):
         if not self.training or x.numel() == 0:
             return self.running_mean, self.running_var
         again = recomputing()
+        if self.step_sums is not None:
+            if not again:
+                self._collect(x, samples)
+            return self.running_mean, self.running_var
         with torch.no_grad():
-            if self.step_sums is not None:
-                if not again:
-                    self._collect(x, self.step_sums, samples)
-                return self.running_mean, self.running_var
             if again and (used := self._forwards.recall(x, _fingerprint(x, samples))) is not None:
                 return _split_pair(used)
             return self._move(x, samples)
 
     def start_collecting(self) -> None:
-        """Let forwards add to `step_sums` and leave the estimates alone, until `step_sums` is None again."""
+        """Let forwards add to `step_sums` and leave the estimates alone, until `stop_collecting`."""
+        self._moments = []
         self.step_sums = self.running_mean.new_zeros(
             2 * self.num_features + 1, dtype=at_least_float32(self.running_mean.dtype)
         )
 
-    def _collect(self, x: Tensor, step_sums: Tensor, samples: NormalizedSamples | None) -> None:
-        shift, square = _about(self.running_mean, x, samples)
-        step_sums.add_(torch.cat([shift, square, shift.new_ones(1)]), alpha=x.numel() // self.num_features)
+    def stop_collecting(self) -> None:
+        """Forget the sums."""
+        self._moments, self.step_sums = [], None
+
+    @torch.no_grad()
+    def collected(self) -> Tensor:
+        """`step_sums` of all forwards so far."""
+        assert self.step_sums is not None, "the layer does not collect"
+        if self._moments:
+            samples, self._moments = SampleMoments.of_all(self._moments), []
+            self._add(*samples.moments_about(self.running_mean), values=samples.values)
+        return self.step_sums
+
+    def _collect(self, x: Tensor, samples: NormalizedSamples | None) -> None:
+        if samples is None:
+            with torch.no_grad():
+                self._add(*centred_moments(x, self.running_mean), values=x.numel() // self.num_features)
+            return
+        # One sum over the forwards of a step, as m does not move in it: a dozen small operations are much to one image.
+        if self._moments and (self._moments[0].positions != samples.positions or len(self._moments) == _MOST_MOMENTS):
+            self.collected()
+        self._moments.append(samples.moments())
+
+    def _add(self, shift: Tensor, square: Tensor, *, values: int) -> None:
+        assert self.step_sums is not None
+        self.step_sums.add_(torch.cat([shift, square, shift.new_ones(1)]), alpha=values)
 
     def _move(self, x: Tensor, samples: NormalizedSamples | None) -> tuple[Tensor, Tensor]:
         shift, square = _about(self.running_mean, x, samples)
@@ -196,7 +225,7 @@ def move_rate(images: int | Tensor, memory: Tensor, moves: Tensor | None) -> Ten
 
 
 def move_estimates(layers: Sequence[EstimatedBatchNorm], images: int | Tensor) -> None:
-    """Move the estimates of `layers` once by the `step_sums` they collected, as the end of an optimizer step does.
+    """Move the estimates of `layers` once by what they have collected, as the end of an optimizer step does.
 
     Args:
         layers: all collecting; one that saw nothing (unused, or only empty batches) stays as it is, and so does a channel
@@ -207,8 +236,7 @@ def move_estimates(layers: Sequence[EstimatedBatchNorm], images: int | Tensor) -
         return
     # All layers as one vector: a few kernels for the whole model in place of ten per layer.
     sizes = [layer.num_features for layer in layers]
-    sums = [layer.step_sums for layer in layers if layer.step_sums is not None]
-    assert len(sums) == len(layers), "a layer does not collect"
+    sums = [layer.collected() for layer in layers]
     shift = torch.cat([total[:size] for total, size in zip(sums, sizes, strict=True)])
     square = torch.cat([total[size : 2 * size] for total, size in zip(sums, sizes, strict=True)])
     count = torch.cat([total[-1:] for total in sums])

@@ -3,6 +3,7 @@
 Letters: N samples, C channels, P positions.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,18 +14,31 @@ _NOTHING = 1e-30
 
 
 @dataclass(frozen=True, eq=False)
-class NormalizedSamples:
-    """`z = (x - mean) * rstd` of an input x `[N, C, ..]`, per sample and channel.
+class SampleMoments:
+    """Mean and deviation of an input x `[N, C, ..]`, per sample and channel.
 
     Attributes:
-        normalized: z, `[1, N C, P]`; fused BCN writes its output over it.
         mean: `[N, C]`.
         rstd: inverse deviation `[N, C]`; 1e15 for a channel of one value.
+        positions: P.
     """
 
-    normalized: Tensor
     mean: Tensor
     rstd: Tensor
+    positions: int
+
+    @staticmethod
+    def of_all(moments: "Sequence[SampleMoments]") -> "SampleMoments":
+        """Those of inputs of equal P, as of one."""
+        if len(moments) == 1:
+            return moments[0]
+        mean, rstd = torch.cat([each.mean for each in moments]), torch.cat([each.rstd for each in moments])
+        return SampleMoments(mean, rstd, moments[0].positions)
+
+    @property
+    def values(self) -> int:
+        """Of each channel: N P."""
+        return len(self.mean) * self.positions
 
     def var(self) -> Tensor:
         """The biased variance `[N, C]`, a new tensor."""
@@ -46,11 +60,25 @@ class NormalizedSamples:
         return mean, self.moments_about(mean)[1]
 
 
+@dataclass(frozen=True, eq=False)
+class NormalizedSamples(SampleMoments):
+    """With `z = (x - mean) * rstd` of every sample and channel.
+
+    Attributes:
+        normalized: z, `[1, N C, P]`; fused BCN writes its output over it.
+    """
+
+    normalized: Tensor
+
+    def moments(self) -> SampleMoments:
+        """Without z."""
+        return SampleMoments(self.mean, self.rstd, self.positions)
+
+
 def _mean_over_samples(values: Tensor) -> Tensor:
     return values[0] if len(values) == 1 else values.mean(0)  # a mean costs as much as three other small operations
 
 
-@torch.no_grad()
 def normalize_samples(input: Tensor) -> NormalizedSamples:
     """`NormalizedSamples` of a contiguous input `[N, C, ..]`.
 
@@ -63,6 +91,6 @@ def normalize_samples(input: Tensor) -> NormalizedSamples:
     """
     samples, channels = input.shape[:2]
     rows = samples * channels
-    flat = input.detach().view(1, rows, -1)
-    z, mean, rstd = torch.ops.aten.native_group_norm(flat, None, None, 1, rows, flat.shape[2], rows, _NOTHING)
-    return NormalizedSamples(z, mean.view(samples, channels), rstd.view(samples, channels))
+    flat = input.detach().view(1, rows, -1)  # no_grad() would take as long as the view and the detaching together
+    z, mean, rstd = torch.native_group_norm(flat, None, None, 1, rows, flat.shape[2], rows, _NOTHING)
+    return NormalizedSamples(mean.view(samples, channels), rstd.view(samples, channels), flat.shape[2], z)

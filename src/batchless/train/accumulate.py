@@ -144,13 +144,13 @@ def accumulate(
                 yield step
             step.close()
             totals = Totals(step.first, step.samples, step.images)
-            totals = reduce_gradients(model, totals, [layer.step_sums for layer in estimated], group)
+            totals = reduce_gradients(model, totals, [layer.collected() for layer in estimated], group)
             _step_optimizer(model, optimizer, clip, scaler)
             move_estimates(estimated, totals.images)
         finally:
             step.close()
             for layer in estimated:
-                layer.step_sums = None
+                layer.stop_collecting()
 
 
 def _step_optimizer(model: nn.Module, optimizer: Optimizer, clip: Clip | None, scaler: GradScaler | None) -> None:

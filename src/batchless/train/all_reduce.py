@@ -37,7 +37,7 @@ def resolve_group(process_group: ProcessGroup) -> dist.ProcessGroup | None:
 
 @torch.no_grad()
 def reduce_gradients(
-    model: nn.Module, totals: Totals, moments: Sequence[Tensor | None], group: dist.ProcessGroup | None
+    model: nn.Module, totals: Totals, moments: Sequence[Tensor], group: dist.ProcessGroup | None
 ) -> Totals:
     """Turn gradients in units of `totals.first` into those of the mean over all samples, over all processes.
 
@@ -60,10 +60,9 @@ def reduce_gradients(
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters:
         raise ValueError("the model has no parameter that requires a gradient: nothing to train")
-    sums = [moment for moment in moments if moment is not None]
-    flat = _flatten(parameters, totals, sums)
+    flat = _flatten(parameters, totals, moments)
     dist.all_reduce(flat, group=group)
-    return _unflatten(flat, parameters, totals, sums)
+    return _unflatten(flat, parameters, totals, moments)
 
 
 def _require_samples(samples: int | Tensor, *, known_elsewhere: bool) -> None:
@@ -86,7 +85,7 @@ def _scale(gradients: list[Tensor], totals: Totals) -> None:
     torch._foreach_mul_(gradients, first / samples.clamp_min(1))
 
 
-def _flatten(parameters: list[nn.Parameter], totals: Totals, moments: list[Tensor]) -> Tensor:
+def _flatten(parameters: list[nn.Parameter], totals: Totals, moments: Sequence[Tensor]) -> Tensor:
     """`[gradients in samples, moments, which parameters have a gradient, samples, images]`, float32 or wider.
 
     Gradients times `first` are sums over samples: wider than fp16, where they would overflow.
@@ -111,7 +110,7 @@ def _flatten(parameters: list[nn.Parameter], totals: Totals, moments: list[Tenso
     return torch.cat([*gradients, *(moment.to(dtype) for moment in moments), *used, *counts])
 
 
-def _unflatten(flat: Tensor, parameters: list[nn.Parameter], totals: Totals, moments: list[Tensor]) -> Totals:
+def _unflatten(flat: Tensor, parameters: list[nn.Parameter], totals: Totals, moments: Sequence[Tensor]) -> Totals:
     sizes = [parameter.numel() for parameter in parameters]
     pieces = torch.split(flat, [*sizes, *(moment.numel() for moment in moments), len(parameters), 1, 1])
     used, samples, images = pieces[-3:]
