@@ -2,7 +2,7 @@
 
     python -m studies.office_caltech --stage c [--data.root ~/office_caltech_10] [--cifar.root ~/cifar10] [--processes 2]
 
-    c  reduced (96 px, 60 rounds): no normalization with and without weight standardization; the cheapest decisive check
+    c  reduced (96 px, 60 rounds): no normalization with and without weight standardization (both also without clipping)
     b  reduced: all methods, three seeds, the learning rate chosen by validation for every one, each with and without clipping
     a  full resolution (256 px), one seed, 100 rounds: FedAvg, FedBN, FedWon at batch 32 and at batch 2
     d  reduced: FedWon's gamma

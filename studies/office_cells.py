@@ -164,10 +164,10 @@ def stage_b(records: Mapping[str, Any], methods: tuple[str, ...] | None = None) 
 
     Args:
         records: what is kept so far, from which the rates are chosen; a method that lacks a rate has no later seeds yet.
-        methods: only these, with clipping; None: all but `without`, both ways.
+        methods: only these; None: all but `without`.
     """
     for method in methods or [name for name in METHODS if name != "without"]:
-        for clipping in (0.1,) if methods else (0.1, None):
+        for clipping in (0.1, None):
             first = [Cell(method=method, learning_rate=rate, clipping=clipping) for rate in RATES]
             yield from first
             if (chosen := chosen_rate(first, records)) is not None:

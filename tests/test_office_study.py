@@ -108,7 +108,7 @@ def test_archives_hold_the_same_split_as_the_folders(tmp_path):
 def test_every_cell_is_a_run_that_can_be_asked_for():
     """All stages as on the first day, and the later seeds once rates are chosen: words that `batchless federate` takes."""
     found = {stage: cells(stage, {}) for stage in "abcde"}
-    assert {stage: len(each) for stage, each in found.items()} == {"a": 6, "b": 54, "c": 6, "d": 5, "e": 6}
+    assert {stage: len(each) for stage, each in found.items()} == {"a": 6, "b": 54, "c": 12, "d": 5, "e": 6}
     for cell in {cell.name: cell for each in found.values() for cell in each}.values():
         words = office_caltech.command(cell, root=Path("/data"), folder=Path("/runs") / cell.name)
         config = parse_arguments(words[3:])
@@ -126,8 +126,11 @@ def test_the_learning_rate_is_chosen_by_validation():
         for cell in first
     }
     later = [cell for cell in cells("c", records) if cell.seed]
-    assert [(cell.method, cell.learning_rate, cell.seed) for cell in later] == [
-        (method, 0.03, seed) for method in ("fedwon", "without") for seed in (1, 2)
+    assert [(cell.method, cell.clipping, cell.learning_rate, cell.seed) for cell in later] == [
+        (method, clipping, 0.03, seed)
+        for method in ("fedwon", "without")
+        for clipping in (0.1, None)
+        for seed in (1, 2)
     ]
     del records[first[0].name]
     assert chosen_rate(first[:3], records) is None
