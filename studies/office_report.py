@@ -8,8 +8,10 @@ from typing import Any
 from studies.figures import percent
 from studies.office_cells import FULL, PUBLISHED, PUBLISHED_CIFAR, SMALL
 
-_HEAD = "| method | AGC | learning rate | gamma | n | last round | chosen round | by domain (last) | published |"
-_RULE = "|---|---|---:|---|---:|---:|---:|---|---:|"
+_HEAD = (
+    "| method | rounds | AGC | learning rate | gamma | n | last round | chosen round | by domain (last) | published |"
+)
+_RULE = "|---|---:|---|---:|---|---:|---:|---:|---|---:|"
 _CIFAR_HEAD = "| method | label skew | n | last round | chosen round | published (MobileNetV2, 300 rounds) |"
 _CIFAR_RULE = "|---|---|---:|---:|---:|---:|"
 
@@ -62,6 +64,7 @@ def _rows(records: list[dict[str, Any]]) -> list[str]:
         gamma = one["gamma"] or ("constant" if one["method"] == "fedwon" else "")
         cells = [
             one["method"],
+            str(one["rounds"]),
             f"{one['clipping']:g}" if one["clipping"] else "off",
             f"{one['learning_rate']:g}",
             gamma,

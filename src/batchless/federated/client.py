@@ -21,7 +21,7 @@ from batchless.federated.partition import Client, Federation
 from batchless.federated.privacy import PrivacySettings
 from batchless.federated.sample_privacy import drawn_steps, noised, per_image_gradients
 from batchless.federated.server import ServerState, require_usable
-from batchless.federated.update import ClientFailedError, Update
+from batchless.federated.update import ClientFailedError, Update, WeightedSums
 from batchless.nn.batch_norm import BatchNorm
 from batchless.surgery.recognize import is_normalization
 from batchless.tasks.classify import Batch, ImageData
@@ -140,7 +140,7 @@ def train_client(
         raise ClientFailedError(client.id, str(error)) from error
     seconds = time.perf_counter() - began
     weight = 1.0 if algorithm.weighting == "equal" else float(len(client.train))
-    sums = _Sums(memory={} if memory is None else memory, weight=weight)
+    sums = WeightedSums(memory={} if memory is None else memory, weight=weight)
     update = _update(model, state, client, sums, loss=(loss, count), images=images, seconds=seconds)
     if settings.privacy.level == "client":
         update = clipped(update, state, clip_norm=settings.privacy.clip_norm, client=client.id)
@@ -312,7 +312,7 @@ def _update(
     model: nn.Module,
     state: ServerState,
     client: Client,
-    weighted: "_Sums",
+    weighted: WeightedSums,
     *,
     loss: tuple[float, float],
     images: int,
@@ -336,19 +336,3 @@ def _update(
         images=images,
         seconds=seconds,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Sums:
-    """weight * value in float64, in memory that is used again: new memory costs more than what is written to it."""
-
-    memory: dict[str, Tensor]
-    weight: float
-
-    def of(self, name: str, value: Tensor) -> Tensor:
-        """On the CPU."""
-        kept = self.memory.get(name)
-        if kept is None or kept.shape != value.shape:
-            kept = self.memory[name] = torch.empty(value.shape, dtype=torch.float64)
-        kept.copy_(value)
-        return kept if self.weight == 1.0 else kept.mul_(self.weight)

@@ -85,6 +85,27 @@ class Update:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class WeightedSums:
+    """weight * value of one client in float64, in memory that is used again: new memory costs more than what is written to it.
+
+    Attributes:
+        weight: the client's.
+        memory: by name; what it held before is overwritten.
+    """
+
+    weight: float
+    memory: dict[str, Tensor]
+
+    def of(self, name: str, value: Tensor) -> Tensor:
+        """On the CPU."""
+        kept = self.memory.get(name)
+        if kept is None or kept.shape != value.shape:
+            kept = self.memory[name] = torch.empty(value.shape, dtype=torch.float64)
+        kept.copy_(value)
+        return kept if self.weight == 1.0 else kept.mul_(self.weight)
+
+
 def failed(error: ClientFailedError) -> Update:
     """The update of a client that is left out: nothing but its name and the reason."""
     return Update(left_out=(LeftOut(client=error.client, reason=error.reason),))

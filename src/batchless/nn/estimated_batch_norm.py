@@ -18,8 +18,11 @@ from batchless.nn.recomputation import ForwardMemory, recomputing
 
 Update = Literal["step", "forward"]
 
-_MOST_MOMENTS = 16
-"""Forwards whose moments wait to be summed together: in memory they are little, however many forwards a step has."""
+_MOST_MOMENTS = 4
+"""Forwards whose moments wait to be summed together."""
+
+_MANY_POSITIONS = 128
+"""Positions from which on the moments of a forward are small beside its input."""
 
 
 class EstimatedBatchNorm(nn.Module):
@@ -160,14 +163,16 @@ class EstimatedBatchNorm(nn.Module):
         return self.step_sums
 
     def _collect(self, x: Tensor, samples: NormalizedSamples | None) -> None:
-        if samples is None:
+        if samples is None or samples.positions < _MANY_POSITIONS:
             with torch.no_grad():
-                self._add(*centred_moments(x, self.running_mean), values=x.numel() // self.num_features)
+                self._add(*_about(self.running_mean, x, samples), values=x.numel() // self.num_features)
             return
-        # One sum over the forwards of a step, as m does not move in it: a dozen small operations are much to one image.
-        if self._moments and (self._moments[0].positions != samples.positions or len(self._moments) == _MOST_MOMENTS):
+        # One sum over some forwards of a step, as m does not move in it: a dozen small operations are much to one image.
+        if self._moments and self._moments[0].positions != samples.positions:
             self.collected()
         self._moments.append(samples.moments())
+        if len(self._moments) == _MOST_MOMENTS:
+            self.collected()
 
     def _add(self, shift: Tensor, square: Tensor, *, values: int) -> None:
         assert self.step_sums is not None
