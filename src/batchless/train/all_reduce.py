@@ -55,7 +55,7 @@ def reduce_gradients(
     """
     if group is None:
         _require_samples(totals.samples, known_elsewhere=False)
-        _scale([p.grad for p in model.parameters() if p.grad is not None], totals)
+        _scale(model, totals)
         return totals
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters:
@@ -74,15 +74,18 @@ def _require_samples(samples: int | Tensor, *, known_elsewhere: bool) -> None:
         )
 
 
-def _scale(gradients: list[Tensor], totals: Totals) -> None:
+def _scale(model: nn.Module, totals: Totals) -> None:
+    first, samples = totals.first, totals.samples
+    known = isinstance(first, int) and isinstance(samples, int)
+    if known and first == samples:
+        return  # one micro-batch: nothing to look for in the model
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     if not gradients:
         return
-    if isinstance(totals.first, int) and isinstance(totals.samples, int):
-        if totals.first != totals.samples:
-            torch._foreach_mul_(gradients, totals.first / totals.samples)
-        return
-    first, samples = (torch.as_tensor(count, device=gradients[0].device) for count in (totals.first, totals.samples))
-    torch._foreach_mul_(gradients, first / samples.clamp_min(1))
+    if not known:
+        device = gradients[0].device
+        first, samples = torch.as_tensor(first, device=device), torch.as_tensor(samples, device=device).clamp_min(1)
+    torch._foreach_mul_(gradients, first / samples)
 
 
 def _flatten(parameters: list[nn.Parameter], totals: Totals, moments: Sequence[Tensor]) -> Tensor:
