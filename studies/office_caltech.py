@@ -35,7 +35,7 @@ from batchless.data import ImageDataset, open_images
 from batchless.data.domain_folders import find_domain_folders, open_domain_folder
 from batchless.data.folders import existing_folder
 from studies.office_cells import SECONDS, Cell, cells
-from studies.running import ended, keep_run, kept, run_cell, words_of
+from studies.running import KEEPING_MEMORY, ended, keep_run, kept, run_cell, words_of
 
 RESULTS = Path("docs/studies/office_caltech.json")
 
@@ -162,7 +162,7 @@ def _run(cell: Cell, options: argparse.Namespace) -> bool:
         words = command(cell, root=archive(cell, options), folder=folder)
         if "--resume" not in words:
             shutil.rmtree(folder, ignore_errors=True)
-        if error := run_cell(cell.name, words):
+        if error := run_cell(cell.name, words, KEEPING_MEMORY):
             print(f"{cell.name}: {error}", flush=True)
             return False
     keep_run(RESULTS, cell.name, folder, asdict(cell))

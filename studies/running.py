@@ -39,10 +39,16 @@ def words_of(settings: Mapping[str, Any]) -> list[str]:
     return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
 
 
-def run_cell(name: str, words: list[str]) -> str:
-    """Run a cell's command in a process of its own, and return what it said of an error; empty without one."""
+def run_cell(name: str, words: list[str], environment: Mapping[str, str] | None = None) -> str:
+    """Run a cell's command in a process of its own, and return what it said of an error; empty without one.
+
+    Args:
+        name: the cell's.
+        words: the command.
+        environment: variables that the process has beside ours.
+    """
     print(f"{name}: {'goes on' if '--resume' in words else 'started'}", flush=True)
-    done = subprocess.run(words, capture_output=True, text=True, check=False, env=os.environ | KEEPING_MEMORY)
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=os.environ | (environment or {}))
     return "" if done.returncode == 0 else done.stderr.strip()[-400:] or f"it ended with status {done.returncode}"
 
 
