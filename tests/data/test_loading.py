@@ -12,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from batchless.data import Augment, ChannelStatistics, Mix, batches, epoch_order, open_images
+from batchless.data import Augment, ChannelStatistics, Mix, PooledImages, batches, epoch_order, open_images
 from batchless.data.augment import centred
+from batchless.data.dataset import Subset
 from batchless.data.folders import FolderImages
+from batchless.data.memory import TensorImages
 
 PLAIN = ChannelStatistics(mean=(0, 0, 0), std=(1, 1, 1))
 DEFAULTS = {"seed": 1, "epoch": 2, "image_size": 8, "augment": None, "mean_std": PLAIN}
@@ -154,6 +156,30 @@ def test_images_of_the_right_size_are_only_scaled_when_evaluating():
     images = open_images(None, "test")
     loaded, _ = joined(load(images, split(range(5)), image_size=32))
     assert torch.equal((loaded * 255).round().to(torch.uint8), torch.stack([images.image(i) for i in range(5)]))
+
+
+@given(
+    channels=st.sampled_from([1, 3]),
+    side=st.sampled_from([8, 9]),
+    chosen=st.permutations(range(7)),
+    cut=st.integers(1, 7),
+)
+def test_images_in_memory_come_in_one_piece_as_one_by_one(channels, side, chosen, cut):
+    images = torch.arange(7 * channels * side * side).remainder(251).to(torch.uint8).view(7, channels, side, side)
+    held = TensorImages(images=images, labels=(0,) * 7, classes=("a",), origins=(("memory", 7),))
+    part = Subset(dataset=Subset(dataset=held, indices=tuple(chosen)), indices=tuple(range(cut)))
+    # A pool is asked for its images one by one.
+    for dataset in (held, part):
+        assert_equal_batches(load(dataset), load(PooledImages(parts=(dataset,))))
+    assert torch.equal(images, torch.arange(images.numel()).remainder(251).to(torch.uint8).view_as(images))
+
+
+def assert_equal_batches(left, right):
+    assert len(left) == len(right)
+    for (images, labels), (others, other_labels) in zip(left, right, strict=True):
+        assert images.is_contiguous()
+        assert torch.equal(images, others)
+        assert torch.equal(labels, other_labels)
 
 
 def test_evaluation_can_resize_to_more_than_it_shows():

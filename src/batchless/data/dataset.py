@@ -13,6 +13,7 @@ from batchless.data.cifar import find_cifar, open_cifar
 from batchless.data.folders import existing_folder, held_out_folder, open_folders
 from batchless.data.handwriting import handwriting
 from batchless.data.idx import holds_idx, open_idx
+from batchless.data.memory import TensorImages
 
 LAYOUTS = (
     "CIFAR pickles (cifar-10-batches-py/ or cifar-100-python/, or such a folder itself)",
@@ -128,6 +129,15 @@ class PooledImages:
                 return part, index
             index -= len(part)
         raise IndexError(index)
+
+
+def held_images(dataset: ImageDataset, indices: Sequence[int], *, size: int) -> Tensor | None:
+    """Several images at once, uint8 `[len(indices), 3, size, size]`, where they lie like that in one tensor; None elsewhere."""
+    if isinstance(dataset, Subset):
+        return held_images(dataset.dataset, [dataset.indices[index] for index in indices], size=size)
+    if not isinstance(dataset, TensorImages) or dataset.images.shape[-2:] != (size, size):
+        return None
+    return dataset.images_of(indices)
 
 
 def first_images(dataset: ImageDataset, n: int, *, seed: int) -> Subset:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from batchless.data.augment import Augment, augmented, centred, erased_part
-from batchless.data.dataset import ImageDataset
+from batchless.data.dataset import ImageDataset, held_images
 from batchless.data.mixing import Mix, mixed
 from batchless.data.statistics import ChannelStatistics, normalized
 
@@ -141,13 +141,21 @@ class _Batches:
         return images, targets
 
     def _images(self, indices: Sequence[int]) -> Tensor:
-        images = normalized(torch.stack([self._square(index) for index in indices]), self.mean_std)
+        images = normalized(self._squares(indices), self.mean_std)
         if self.augment is not None and self.augment.erasing:
             for image, index in zip(images, indices, strict=True):
                 if part := erased_part(self.image_size, augment=self.augment, rng=self._rng("erase", index)):
                     top, left, height, width = part
                     image[:, top : top + height, left : left + width] = 0  # the mean colour
         return images
+
+    def _squares(self, indices: Sequence[int]) -> Tensor:
+        if self.augment is None and self.resize_to is None:
+            # One call in place of some for each image, which cost as much as a layer of a small network.
+            held = held_images(self.dataset, indices, size=self.image_size)
+            if held is not None:
+                return held
+        return torch.stack([self._square(index) for index in indices])
 
     def _square(self, index: int) -> Tensor:
         image = self.dataset.image(index)

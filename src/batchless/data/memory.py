@@ -1,9 +1,11 @@
 """Datasets that fit in memory: one uint8 tensor and a label for each image."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 
@@ -32,6 +34,11 @@ class TensorImages:
         """The image as uint8 `[3, H, W]`; a view, not to be written to."""
         image = self.images[index]
         return image if image.shape[0] == 3 else image.expand(3, -1, -1)
+
+    def images_of(self, indices: Sequence[int]) -> Tensor:
+        """Copies of several images in one piece, uint8 `[len(indices), 3, H, W]`."""
+        images = self.images.index_select(0, torch.tensor(indices))
+        return images if images.shape[1] == 3 else images.expand(-1, 3, -1, -1).contiguous()
 
     def label(self, index: int) -> int:
         """The index of the image's class in `classes`."""

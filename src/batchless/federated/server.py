@@ -1,5 +1,6 @@
 """The server's side of a round: from the clients' sums to the next state."""
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -126,7 +127,7 @@ def _require_fits(client: int, name: str, value: Tensor, before: Tensor, *, weig
             client, f"{name} has the shape {tuple(value.shape)}, the server's is {tuple(before.shape)}"
         )
     # The sum over all elements tells at the price of one pass: NaN and infinity do not vanish in it.
-    if value.is_floating_point() and not bool(value.sum(dtype=torch.float64).isfinite()):
+    if value.is_floating_point() and not math.isfinite(float(value.sum(dtype=torch.float64))):
         unchanged = value == before.double() * weight
         if not bool((value.isfinite() | unchanged).all()):
             raise ClientFailedError(

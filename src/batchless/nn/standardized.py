@@ -1,6 +1,6 @@
 """Standardize every weight once for several forward and backward passes, exactly."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -36,10 +36,9 @@ def standardized(model: nn.Module) -> Iterator[None]:
     >>> layer.weight.grad.shape
     torch.Size([8, 3, 3, 3])
     """
-    layers = [
-        module for module in model.modules() if isinstance(module, Reparameterized) and module.shared_weight is None
-    ]
-    parameters = list(model.parameters())
+    modules = list(model.modules())
+    layers = [module for module in modules if isinstance(module, Reparameterized) and module.shared_weight is None]
+    parameters = parameters_of(modules)
     versions = [parameter._version for parameter in parameters]
     try:
         edges = [_share(layer) for layer in layers]
@@ -66,6 +65,16 @@ def standardized(model: nn.Module) -> Iterator[None]:
                 if layer.shared_weight.requires_grad:
                     increment_version(layer.shared_weight)
             layer.shared_weight = None
+
+
+def parameters_of(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
+    """The parameters that the modules have themselves, each once: as `model.parameters()`, for a list of modules at hand."""
+    found = {}
+    for module in modules:
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                found[id(parameter)] = parameter
+    return list(found.values())
 
 
 Origin = GradientEdge | StandardizedRows | None

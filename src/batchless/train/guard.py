@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from batchless.nn.reparameterized import Reparameterized
+from batchless.nn.standardized import parameters_of
 
 _MARK = "_batchless_step_in_progress"
 """Attribute that every module of a model has while a step is in progress on it."""
@@ -22,8 +23,8 @@ def guarded(model: nn.Module, optimizer: Optimizer) -> Iterator[None]:
     """
     model = uncompiled(model)
     modules = list(model.modules())  # once: of a small network these walks cost as much as a layer
-    named = list(model.named_parameters())
-    _check(model, modules, named, optimizer)
+    parameters = parameters_of(modules)
+    _check(model, modules, parameters, optimizer)
     buffers = [
         (module, name, buffer, buffer.detach().clone())
         for module in modules
@@ -43,7 +44,7 @@ def guarded(model: nn.Module, optimizer: Optimizer) -> Iterator[None]:
     finally:
         for module in modules:
             del vars(module)[_MARK]
-        for _, parameter in named:
+        for parameter in parameters:
             parameter.grad = None
 
 
@@ -55,7 +56,7 @@ def uncompiled(model: nn.Module) -> nn.Module:
 
 
 def _check(
-    model: nn.Module, modules: Sequence[nn.Module], named: Sequence[tuple[str, nn.Parameter]], optimizer: Optimizer
+    model: nn.Module, modules: Sequence[nn.Module], parameters: Sequence[nn.Parameter], optimizer: Optimizer
 ) -> None:
     if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
         raise ValueError(
@@ -66,13 +67,12 @@ def _check(
         shared = isinstance(module, Reparameterized) and module.shared_weight is not None
         if shared or _MARK in vars(module):
             raise ValueError("this model is already inside an accumulate or standardized block: leave that one first")
-    own = set()
-    for name, parameter in named:
-        own.add(id(parameter))
-        if parameter.grad is not None:
-            raise ValueError(
-                f"{name} already has a gradient, which would be weighted wrongly: call optimizer.zero_grad() before the block"
-            )
+    if any(parameter.grad is not None for parameter in parameters):
+        name = next(name for name, parameter in model.named_parameters() if parameter.grad is not None)
+        raise ValueError(
+            f"{name} already has a gradient, which would be weighted wrongly: call optimizer.zero_grad() before the block"
+        )
+    own = set(map(id, parameters))
     foreign = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in own]
     if foreign:
         raise ValueError(
