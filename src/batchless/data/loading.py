@@ -22,6 +22,9 @@ from batchless.data.statistics import ChannelStatistics, normalized
 
 Batch = TypeVar("Batch")
 
+_MADE_TOGETHER_BYTES = 2**19
+"""Of float32 images, which so stay in the nearer cache until they are used. A batch takes some calls, however small it is."""
+
 
 def epoch_order(length: int, *, seed: int, epoch: int) -> list[int]:
     """The order of the images in an epoch: a permutation of `range(length)`, a function of (length, seed, epoch).
@@ -80,7 +83,11 @@ def batches(
         mix=mix,
         resize_to=resize_to,
     )
-    return prepared(loader.batch, micro_batches, workers)
+    return (
+        loader.parts(micro_batches)
+        if workers == 0 and loader.is_held()
+        else prepared(loader.batch, micro_batches, workers)
+    )
 
 
 def check_sizes(*, image_size: int, workers: int, resize_to: int | None) -> None:
@@ -149,9 +156,21 @@ class _Batches:
                     image[:, top : top + height, left : left + width] = 0  # the mean colour
         return images
 
+    def is_held(self) -> bool:
+        """Whether images are in memory in one tensor as the network sees them, but not normalized."""
+        plain = self.augment is None and self.mix is None and self.resize_to is None
+        return plain and held_images(self.dataset, (), size=self.image_size) is not None
+
+    def parts(self, micro_batches: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """What `batch` gives for each of them, where `is_held()`; small ones are made together, at the price of one."""
+        most = max(1, _MADE_TOGETHER_BYTES // (3 * self.image_size**2 * 4))
+        for together in _joined_up_to(micro_batches, most):
+            sizes = [len(indices) for indices in together]
+            images, labels = self.batch([index for indices in together for index in indices])
+            yield from zip(torch.split(images, sizes), torch.split(labels, sizes), strict=True)
+
     def _squares(self, indices: Sequence[int]) -> Tensor:
         if self.augment is None and self.resize_to is None:
-            # One call in place of some for each image, which cost as much as a layer of a small network.
             held = held_images(self.dataset, indices, size=self.image_size)
             if held is not None:
                 return held
@@ -173,6 +192,22 @@ class _Batches:
     def _rng(self, purpose: str, index: int) -> Random:
         """Random numbers of a sample that leave those of its augmentation as they are."""
         return Random(f"{purpose}/{self.seed}/{self.epoch}/{index}")
+
+
+def _joined_up_to(micro_batches: Sequence[Sequence[int]], most: int) -> Iterator[Sequence[Sequence[int]]]:
+    """Consecutive micro-batches with at most so many indices together, or one that has more.
+
+    >>> list(_joined_up_to([[0], [1], [2, 3], [4, 5, 6]], 2))
+    [[[0], [1]], [[2, 3]], [[4, 5, 6]]]
+    """
+    begin = count = 0
+    for end, indices in enumerate(micro_batches):
+        if end > begin and count + len(indices) > most:
+            yield micro_batches[begin:end]
+            begin, count = end, 0
+        count += len(indices)
+    if begin < len(micro_batches):
+        yield micro_batches[begin:]
 
 
 class Labelled(Protocol):

@@ -37,7 +37,7 @@ class TensorImages:
 
     def images_of(self, indices: Sequence[int]) -> Tensor:
         """Copies of several images in one piece, uint8 `[len(indices), 3, H, W]`."""
-        images = self.images.index_select(0, torch.tensor(indices))
+        images = self.images.index_select(0, torch.tensor(indices, dtype=torch.int64))
         return images if images.shape[1] == 3 else images.expand(-1, 3, -1, -1).contiguous()
 
     def label(self, index: int) -> int:

@@ -1,7 +1,7 @@
 """The client's side of a round: local training on the one network of this process."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -25,7 +25,7 @@ from batchless.federated.update import ClientFailedError, Update, WeightedSums
 from batchless.nn.batch_norm import BatchNorm
 from batchless.surgery.recognize import is_normalization
 from batchless.tasks.classify import Batch, ImageData
-from batchless.train import Clip, OptimizerSettings, Task, accumulate
+from batchless.train import Accumulation, Clip, OptimizerSettings, Task
 
 CLIENT_OPTIMIZER = OptimizerSettings(
     learning_rate=0.01, momentum=0.0, nesterov=False, weight_decay=0.0, warmup=0.0, schedule="constant"
@@ -165,6 +165,7 @@ def _train(
     clip = settings.optimizer.clip()
     if isinstance(algorithm, FedProx) and algorithm.mu > 0:
         clip = ProximalGradient(mu=algorithm.mu, model=model, clip=clip)
+    step_named = _step_maker(model, optimizer, clip, settings)
     total = torch.zeros((), dtype=torch.float64, device=settings.device)
     samples: int | Tensor = 0
     seen = 0
@@ -175,7 +176,7 @@ def _train(
             group["lr"] = settings.optimizer.learning_rate_at(share, images_per_step=settings.images_per_step)
         # What the model itself draws.
         seed_torch(Random(f"step/{seed}/{seen}").getrandbits(63), settings.device)
-        with _one_step(model, optimizer, clip, settings, (*words, planned.epoch, planned.number)) as step:
+        with step_named((*words, planned.epoch, planned.number)) as step:
             for prepared in planned.batches:
                 batch = task.to(prepared, settings.device)
                 loss, count = task.loss(model, batch)
@@ -217,13 +218,14 @@ def _steps(data: ImageData, settings: ClientSettings, *, words: Sequence[object]
             seen += images
 
 
-def _one_step(
-    model: nn.Module, optimizer: Optimizer, clip: Clip | None, settings: ClientSettings, words: Sequence[object]
-) -> AbstractContextManager[Any]:
-    """The context of an optimizer step; its value has `backward`."""
+def _step_maker(
+    model: nn.Module, optimizer: Optimizer, clip: Clip | None, settings: ClientSettings
+) -> Callable[[Sequence[object]], AbstractContextManager[Any]]:
+    """A function that from words which name an optimizer step makes its context, whose value has `backward`."""
     if settings.privacy.level != "sample":
-        return accumulate(model, optimizer, clip=clip, process_group=None)
-    return noised(
+        accumulation = Accumulation(model, optimizer, clip=clip, process_group=None)
+        return lambda words: accumulation.step()
+    return lambda words: noised(
         model,
         optimizer,
         settings.privacy,

@@ -1,6 +1,6 @@
 """Standardize every weight once for several forward and backward passes, exactly."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -38,7 +38,15 @@ def standardized(model: nn.Module) -> Iterator[None]:
     """
     modules = list(model.modules())
     layers = [module for module in modules if isinstance(module, Reparameterized) and module.shared_weight is None]
-    parameters = parameters_of(modules)
+    with weights_shared(layers, parameters_of(modules), model):
+        yield
+
+
+@contextmanager
+def weights_shared(
+    layers: Sequence[Reparameterized], parameters: Sequence[nn.Parameter], model: nn.Module
+) -> Iterator[None]:
+    """As `standardized`, for layers of `model` that share nothing yet and its parameters, which were looked for before."""
     versions = [parameter._version for parameter in parameters]
     try:
         edges = [_share(layer) for layer in layers]

@@ -1,5 +1,6 @@
 """Training: the exact micro-batch step, gradient clipping, and the one loop."""
 
+from batchless.train.accumulate import Accumulation as Accumulation
 from batchless.train.accumulate import Step as Step
 from batchless.train.accumulate import accumulate as accumulate
 from batchless.train.accumulate import batched as batched

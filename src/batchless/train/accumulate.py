@@ -14,10 +14,11 @@ from torch.optim import Optimizer
 
 from batchless.nn.estimated_batch_norm import EstimatedBatchNorm, move_estimates
 from batchless.nn.precision import at_least_float32
-from batchless.nn.standardized import standardized
+from batchless.nn.reparameterized import Reparameterized
+from batchless.nn.standardized import parameters_of, weights_shared
 from batchless.train.all_reduce import ProcessGroup, Totals, reduce_gradients, resolve_group
 from batchless.train.clipping import Clip
-from batchless.train.guard import guarded
+from batchless.train.guard import guarded, uncompiled
 
 T = TypeVar("T")
 
@@ -133,24 +134,51 @@ def accumulate(
     ...     for x in torch.randn(4, 1, 2):
     ...         step.backward(model(x).square().mean(), samples=len(x))
     """
-    group = resolve_group(process_group)
-    estimated = _estimated_layers(model, several_processes=group is not None)
-    step = Step(scaler)
-    with guarded(model, optimizer):
-        try:
-            for layer in estimated:
-                layer.start_collecting()
-            with standardized(model):
-                yield step
-            step.close()
-            totals = Totals(step.first, step.samples, step.images)
-            totals = reduce_gradients(model, totals, [layer.collected() for layer in estimated], group)
-            _step_optimizer(model, optimizer, clip, scaler)
-            move_estimates(estimated, totals.images)
-        finally:
-            step.close()
-            for layer in estimated:
-                layer.stop_collecting()
+    with Accumulation(model, optimizer, clip=clip, scaler=scaler, process_group=process_group).step() as step:
+        yield step
+
+
+class Accumulation:
+    """`accumulate` for many steps of a model whose layers stay the same: they are looked for once.
+
+    In a step of a small network looking for them takes as long as a layer. Arguments and errors are those of `accumulate`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        clip: Clip | None = None,
+        scaler: GradScaler | None = None,
+        process_group: ProcessGroup = "world",
+    ) -> None:
+        self._model, self._optimizer, self._clip, self._scaler = model, optimizer, clip, scaler
+        self._group = resolve_group(process_group)
+        self._modules = list(uncompiled(model).modules())
+        self._parameters = parameters_of(self._modules)
+        self._reparameterized = [module for module in self._modules if isinstance(module, Reparameterized)]
+        self._estimated = _estimated_layers(self._modules, several_processes=self._group is not None)
+
+    @contextmanager
+    def step(self) -> Iterator[Step]:
+        """One step, as `accumulate` makes it."""
+        model, step = self._model, Step(self._scaler)
+        with guarded(uncompiled(model), self._optimizer, modules=self._modules, parameters=self._parameters):
+            try:
+                for layer in self._estimated:
+                    layer.start_collecting()
+                with weights_shared(self._reparameterized, self._parameters, model):
+                    yield step
+                step.close()
+                totals = Totals(step.first, step.samples, step.images)
+                totals = reduce_gradients(model, totals, [layer.collected() for layer in self._estimated], self._group)
+                _step_optimizer(model, self._optimizer, self._clip, self._scaler)
+                move_estimates(self._estimated, totals.images)
+            finally:
+                step.close()
+                for layer in self._estimated:
+                    layer.stop_collecting()
 
 
 def _step_optimizer(model: nn.Module, optimizer: Optimizer, clip: Clip | None, scaler: GradScaler | None) -> None:
@@ -170,8 +198,8 @@ def _step_optimizer(model: nn.Module, optimizer: Optimizer, clip: Clip | None, s
     scaler.update()
 
 
-def _estimated_layers(model: nn.Module, *, several_processes: bool) -> list[EstimatedBatchNorm]:
-    layers = [module for module in model.modules() if isinstance(module, EstimatedBatchNorm)]
+def _estimated_layers(modules: Iterable[nn.Module], *, several_processes: bool) -> list[EstimatedBatchNorm]:
+    layers = [module for module in modules if isinstance(module, EstimatedBatchNorm)]
     if several_processes and any(layer.update == "forward" for layer in layers):
         raise ValueError(
             "estimates with update='forward' would differ between processes: use update='step', one move for all"

@@ -8,22 +8,26 @@ from torch import nn
 from torch.optim import Optimizer
 
 from batchless.nn.reparameterized import Reparameterized
-from batchless.nn.standardized import parameters_of
 
 _MARK = "_batchless_step_in_progress"
 """Attribute that every module of a model has while a step is in progress on it."""
 
 
 @contextmanager
-def guarded(model: nn.Module, optimizer: Optimizer) -> Iterator[None]:
+def guarded(
+    model: nn.Module, optimizer: Optimizer, *, modules: Sequence[nn.Module], parameters: Sequence[nn.Parameter]
+) -> Iterator[None]:
     """Refuse a model that is not ready for a step; after an exception, put its buffers back; leave gradients None.
+
+    Args:
+        model: to be stepped.
+        optimizer: that steps it.
+        modules: all of the model, itself included.
+        parameters: all of the model.
 
     Raises:
         ValueError: a wrapped model, a step in progress, gradients already there, or an optimizer of other parameters.
     """
-    model = uncompiled(model)
-    modules = list(model.modules())  # once: of a small network these walks cost as much as a layer
-    parameters = parameters_of(modules)
     _check(model, modules, parameters, optimizer)
     buffers = [
         (module, name, buffer, buffer.detach().clone())

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from batchless.data.seeding import seed_torch
 from batchless.runs import RunFolder
 from batchless.runs.memory import forget_peak_memory, peak_memory_bytes
-from batchless.train.accumulate import accumulate
+from batchless.train.accumulate import Accumulation
 from batchless.train.autocast import autocast, loss_scaler
 from batchless.train.average import ParameterAverage
 from batchless.train.evaluate import evaluate
@@ -131,8 +131,8 @@ class _Loop(Generic[Batch]):
         settings = self.settings
         self.processes.start_equal(self.model)
         self.optimizer = settings.optimizer.build(self.model)
-        self.clip = settings.optimizer.clip()
         self.scaler = loss_scaler(settings.device, settings.precision)
+        self.accumulation = Accumulation(self.model, self.optimizer, clip=settings.optimizer.clip(), scaler=self.scaler)
         self.average = None if settings.average is None else ParameterAverage(self.model, memory=settings.average)
         self.finite = torch.ones((), dtype=torch.bool, device=settings.device)
 
@@ -200,7 +200,7 @@ class _Loop(Generic[Batch]):
         )
         total: Tensor | float = 0.0
         own_images = 0
-        with accumulate(self.model, self.optimizer, clip=self.clip, scaler=self.scaler) as step:
+        with self.accumulation.step() as step:
             for micro_batch in micro_batches:
                 batch = self.task.to(micro_batch, settings.device)
                 with autocast(settings.device, settings.precision):
