@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from batchless.nn import Reparameterized
-from batchless.train import AGC, ClipNorm, accumulate
+from batchless.train import AGC, Accumulation, ClipNorm, accumulate
 
 
 def full_step(model, optimizer, batches):
@@ -55,6 +55,30 @@ def test_equals_the_full_batch_steps(act, weight, sizes, counts, kind):
         full_step(whole, optimizers[1], batches)
     assert_close(snapshot(model), snapshot(whole), **EXACT)
     assert not torch.equal(model[0].weight, network(act, weight)[0].weight)
+
+
+@pytest.mark.parametrize("weight", LAYERS)
+@pytest.mark.parametrize("act", ["bn", "bcn-micro", "none"])
+def test_many_steps_are_as_many_blocks_to_the_bit(act, weight):
+    """Also after a step that failed, and where a forward has put another tensor in the place of a buffer."""
+    model, other = network(act, weight), network(act, weight)
+    optimizer, other_optimizer = sgd(model), sgd(other)
+    steps = Accumulation(model, optimizer, clip=AGC(0.1))
+    for seed in range(4):
+        batches = micro_batches([(3, 3), (2, 2), (4, 4)], seed=seed)
+        with pytest.raises(ValueError, match="no process called"), steps.step():
+            pass
+        for context, own in ((steps.step(), model), (accumulate(other, other_optimizer, clip=AGC(0.1)), other)):
+            with context as step:
+                for images, targets in batches:
+                    step.backward(F.cross_entropy(own(images), targets), samples=len(images))
+        for owner in (model, other):
+            for module in owner.modules():
+                module._buffers.update(
+                    {name: kept.clone() for name, kept in module._buffers.items() if kept is not None}
+                )
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("counts", ["int", "tensor", "mixed"])
