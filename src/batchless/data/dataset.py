@@ -135,9 +135,10 @@ def held_images(dataset: ImageDataset, indices: Sequence[int], *, size: int) -> 
     """Several images at once, uint8 `[len(indices), 3, size, size]`, where they lie like that in one tensor; None elsewhere."""
     if isinstance(dataset, Subset):
         return held_images(dataset.dataset, [dataset.indices[index] for index in indices], size=size)
-    if not isinstance(dataset, TensorImages) or dataset.images.shape[-2:] != (size, size):
-        return None
-    return dataset.images_of(indices)
+    # Exactly this type: another one may make its images in its own way.
+    if type(dataset) is TensorImages and dataset.images.shape[-2:] == (size, size):
+        return dataset.images_of(indices)
+    return None
 
 
 def first_images(dataset: ImageDataset, n: int, *, seed: int) -> Subset:
