@@ -3,9 +3,9 @@
 import gc
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -120,14 +120,21 @@ def ratio(times: Times, of: str, base: str, *, resamples: int = 2000, seed: int 
 
     Whole rounds are drawn again, not single times: what slows a round down slows both, and cancels.
     """
-    above, below = np.asarray(times[of]), np.asarray(times[base])
-    rounds = np.random.default_rng(seed).integers(len(above), size=(resamples, len(above)))
-    ratios = np.median(above[rounds], axis=1) / np.median(below[rounds], axis=1)
-    low, high = np.percentile(ratios, [2.5, 97.5])
+    return combined(times, (of, base), lambda above, below: above / below, resamples=resamples, seed=seed)
+
+
+def combined(
+    times: Times, names: Sequence[str], combine: Callable[..., Any], *, resamples: int = 2000, seed: int = 0
+) -> Ratio:
+    """As `ratio`, of what `combine` makes of the times of the contestants `names`, in this order, numbers or arrays."""
+    found = np.array([times[name] for name in names])
+    count = found.shape[1]
+    rounds = np.random.default_rng(seed).integers(count, size=(resamples, count))
+    low, high = np.percentile(combine(*np.median(found[:, rounds], axis=2)), [2.5, 97.5])
     return Ratio(
-        rounds=len(above),
-        minima=float(above.min() / below.min()),
-        medians=float(np.median(above) / np.median(below)),
+        rounds=count,
+        minima=float(combine(*found.min(axis=1))),
+        medians=float(combine(*np.median(found, axis=1))),
         low=float(low),
         high=float(high),
     )

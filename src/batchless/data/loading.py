@@ -83,11 +83,9 @@ def batches(
         mix=mix,
         resize_to=resize_to,
     )
-    return (
-        loader.parts(micro_batches)
-        if workers == 0 and loader.is_held()
-        else prepared(loader.batch, micro_batches, workers)
-    )
+    if workers == 0 and loader.is_held():
+        return loader.parts(micro_batches)
+    return prepared(loader.batch, micro_batches, workers)
 
 
 def check_sizes(*, image_size: int, workers: int, resize_to: int | None) -> None:
@@ -158,8 +156,7 @@ class _Batches:
 
     def is_held(self) -> bool:
         """Whether images are in memory in one tensor as the network sees them, but not normalized."""
-        plain = self.augment is None and self.mix is None and self.resize_to is None
-        return plain and held_images(self.dataset, (), size=self.image_size) is not None
+        return self.mix is None and self._held(()) is not None
 
     def parts(self, micro_batches: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor]]:
         """What `batch` gives for each of them, where `is_held()`; small ones are made together, at the price of one."""
@@ -169,12 +166,14 @@ class _Batches:
             images, labels = self.batch([index for indices in together for index in indices])
             yield from zip(torch.split(images, sizes), torch.split(labels, sizes), strict=True)
 
+    def _held(self, indices: Sequence[int]) -> Tensor | None:
+        if self.augment is not None or self.resize_to is not None:
+            return None
+        return held_images(self.dataset, indices, size=self.image_size)
+
     def _squares(self, indices: Sequence[int]) -> Tensor:
-        if self.augment is None and self.resize_to is None:
-            held = held_images(self.dataset, indices, size=self.image_size)
-            if held is not None:
-                return held
-        return torch.stack([self._square(index) for index in indices])
+        held = self._held(indices)
+        return torch.stack([self._square(index) for index in indices]) if held is None else held
 
     def _square(self, index: int) -> Tensor:
         image = self.dataset.image(index)

@@ -172,7 +172,8 @@ class Accumulation:
                     yield step
                 step.close()
                 totals = Totals(step.first, step.samples, step.images)
-                totals = reduce_gradients(model, totals, [layer.collected() for layer in self._estimated], self._group)
+                moments = [layer.collected() for layer in self._estimated]
+                totals = reduce_gradients(self._parameters, totals, moments, self._group)
                 _step_optimizer(model, self._optimizer, self._clip, self._scaler)
                 move_estimates(self._estimated, totals.images)
             finally:

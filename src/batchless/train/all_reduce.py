@@ -37,12 +37,12 @@ def resolve_group(process_group: ProcessGroup) -> dist.ProcessGroup | None:
 
 @torch.no_grad()
 def reduce_gradients(
-    model: nn.Module, totals: Totals, moments: Sequence[Tensor], group: dist.ProcessGroup | None
+    parameters: Sequence[nn.Parameter], totals: Totals, moments: Sequence[Tensor], group: dist.ProcessGroup | None
 ) -> Totals:
     """Turn gradients in units of `totals.first` into those of the mean over all samples, over all processes.
 
     Args:
-        model: its `.grad` are replaced.
+        parameters: all of the model; their `.grad` are replaced.
         totals: of this process.
         moments: tensors summed over the processes in place.
         group: None for one process.
@@ -55,14 +55,14 @@ def reduce_gradients(
     """
     if group is None:
         _require_samples(totals.samples, known_elsewhere=False)
-        _scale(model, totals)
+        _scale([parameter.grad for parameter in parameters if parameter.grad is not None], totals)
         return totals
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not parameters:
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    if not trained:
         raise ValueError("the model has no parameter that requires a gradient: nothing to train")
-    flat = _flatten(parameters, totals, moments)
+    flat = _flatten(trained, totals, moments)
     dist.all_reduce(flat, group=group)
-    return _unflatten(flat, parameters, totals, moments)
+    return _unflatten(flat, trained, totals, moments)
 
 
 def _require_samples(samples: int | Tensor, *, known_elsewhere: bool) -> None:
@@ -74,18 +74,15 @@ def _require_samples(samples: int | Tensor, *, known_elsewhere: bool) -> None:
         )
 
 
-def _scale(model: nn.Module, totals: Totals) -> None:
-    first, samples = totals.first, totals.samples
-    known = isinstance(first, int) and isinstance(samples, int)
-    if known and first == samples:
-        return  # one micro-batch: nothing to look for in the model
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+def _scale(gradients: list[Tensor], totals: Totals) -> None:
     if not gradients:
         return
-    if not known:
-        device = gradients[0].device
-        first, samples = torch.as_tensor(first, device=device), torch.as_tensor(samples, device=device).clamp_min(1)
-    torch._foreach_mul_(gradients, first / samples)
+    if isinstance(totals.first, int) and isinstance(totals.samples, int):
+        if totals.first != totals.samples:
+            torch._foreach_mul_(gradients, totals.first / totals.samples)
+        return
+    first, samples = (torch.as_tensor(count, device=gradients[0].device) for count in (totals.first, totals.samples))
+    torch._foreach_mul_(gradients, first / samples.clamp_min(1))
 
 
 def _flatten(parameters: list[nn.Parameter], totals: Totals, moments: Sequence[Tensor]) -> Tensor:
