@@ -22,7 +22,7 @@ from accumulate_worker import (
 from torch import nn
 
 from batchless.nn import standardized
-from batchless.train import accumulate
+from batchless.train import Accumulation, accumulate
 
 
 class Counting(nn.Module):
@@ -111,6 +111,27 @@ def test_a_buffer_that_a_layer_replaces_is_put_back():
     with pytest.raises(Interrupted):
         block_step(model, sgd(model), micro_batches([(3, 3)], seed=0), clip=fail)
     assert model[0].seen == 0
+
+
+def test_every_step_puts_back_what_the_buffers_were_before_it():
+    """Also a buffer that has grown in place since the last one."""
+    counter = nn.Identity()
+    counter.register_buffer("seen", torch.zeros(1))
+    model = nn.Sequential(counter, network("bn"))
+    steps = Accumulation(model, sgd(model), clip=lambda _: fail(counter.seen.zero_()))
+    for size in (1, 1, 3):
+        counter.seen.resize_(size).fill_(size)
+        before = copy.deepcopy(dict(model.named_buffers()))
+        with pytest.raises(Interrupted):
+            _step_once(steps, model)
+        assert_close(dict(model.named_buffers()), before, rtol=0, atol=0)
+        block_step(model, sgd(model), micro_batches([(2, 2)], seed=size))
+    assert not torch.equal(model[1][1].running_mean, torch.zeros(8, dtype=torch.float64))
+
+
+def _step_once(steps, model):
+    with steps.step() as step:
+        step.backward(model(torch.randn(3, 3, 6, 6).double()).square().mean(), samples=3)
 
 
 def test_a_failure_does_not_move_optimizer_state():

@@ -91,6 +91,26 @@ def test_weights_decay_and_biases_gains_and_frozen_parameters_do_not(name, kind)
         assert all(group["momentum"] == 0.5 and group["nesterov"] for group in optimizer.param_groups)
 
 
+@pytest.mark.parametrize("changes", [{"momentum": 0.0, "weight_decay": 0.0}, {"momentum": 0.9, "weight_decay": 0.1}])
+def test_the_fused_optimizer_steps_to_the_same_bits_as_sgd_one_operation_after_the_other(changes):
+    torch.manual_seed(0)
+    settings = OptimizerSettings(learning_rate=0.0137, decay_one_dimensional=True, **changes)
+    models = [nn.Linear(37, 5), nn.Linear(37, 5)]
+    models[1].load_state_dict(models[0].state_dict())
+    nesterov = changes["momentum"] > 0
+    plain = torch.optim.SGD(models[1].parameters(), 0.0137, nesterov=nesterov, foreach=False, **changes)
+    for optimizer, model in zip((settings.build(models[0]), plain), models, strict=True):
+        for step in range(1, 4):
+            for parameter in model.parameters():
+                parameter.grad = torch.linspace(-1, step, parameter.numel()).view_as(parameter)
+            optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True))
+
+
+def test_parameters_that_decay_alike_are_one_group():
+    assert [len(OptimizerSettings(weight_decay=d).build(nn.Linear(2, 2)).param_groups) for d in (0.0, 0.1)] == [1, 2]
+
+
 def test_sgd_without_momentum_has_no_nesterov():
     optimizer = OptimizerSettings(momentum=0.0).build(nn.Linear(2, 2))
     assert not any(group["nesterov"] for group in optimizer.param_groups)

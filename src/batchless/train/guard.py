@@ -1,13 +1,16 @@
 """What an optimizer step promises of the model around it: checked before, put back after a failure, clean at the end."""
 
+import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from batchless.nn.reparameterized import Reparameterized
+
+_shape = operator.attrgetter("shape")
 
 _MARK = "_batchless_step_in_progress"
 """Attribute that every module of a model has while a step is in progress on it."""
@@ -15,7 +18,12 @@ _MARK = "_batchless_step_in_progress"
 
 @contextmanager
 def guarded(
-    model: nn.Module, optimizer: Optimizer, *, modules: Sequence[nn.Module], parameters: Sequence[nn.Parameter]
+    model: nn.Module,
+    optimizer: Optimizer,
+    *,
+    modules: Sequence[nn.Module],
+    parameters: Sequence[nn.Parameter],
+    before: "BufferCopies",
 ) -> Iterator[None]:
     """Refuse a model that is not ready for a step; after an exception, put its buffers back; leave gradients None.
 
@@ -24,32 +32,58 @@ def guarded(
         optimizer: that steps it.
         modules: all of the model, itself included.
         parameters: all of the model.
+        before: of the same modules.
 
     Raises:
         ValueError: a wrapped model, a step in progress, gradients already there, or an optimizer of other parameters.
     """
     _check(model, modules, parameters, optimizer)
-    buffers = [
-        (module, name, buffer, buffer.detach().clone())
-        for module in modules
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
+    before.take()
     for module in modules:
         vars(module)[_MARK] = True  # as `setattr`, which looks through parameters, buffers and modules first
     try:
         yield
     except BaseException:
-        with torch.no_grad():
-            for module, name, buffer, before in buffers:
-                buffer.copy_(before)
-                module._buffers[name] = buffer  # a forward may have put another tensor there
+        before.put_back()
         raise
     finally:
         for module in modules:
             del vars(module)[_MARK]
         for parameter in parameters:
             parameter.grad = None
+
+
+class BufferCopies:
+    """The buffers of a model as they were, in memory that is used again for as long as they are the same tensors."""
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self._modules = modules
+        self._places: list[tuple[dict[str, Tensor | None], str]] = []
+        self._buffers: list[Tensor] = []
+        self._copies: list[Tensor] = []
+
+    @torch.no_grad()
+    def take(self) -> None:
+        """Copy them as they are now."""
+        places, buffers = [], []
+        for module in self._modules:
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    places.append((module._buffers, name))
+                    buffers.append(buffer)
+        same = len(buffers) == len(self._buffers) and all(map(operator.is_, buffers, self._buffers))
+        if buffers and same and all(map(operator.eq, map(_shape, buffers), map(_shape, self._copies))):
+            torch._foreach_copy_(self._copies, buffers)  # one call, on a GPU one kernel
+        else:
+            self._copies = [buffer.detach().clone() for buffer in buffers]
+        self._places, self._buffers = places, buffers
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Give them their values back, also where a forward has put another tensor in a buffer's place."""
+        for (place, name), buffer, copy in zip(self._places, self._buffers, self._copies, strict=True):
+            buffer.copy_(copy)
+            place[name] = buffer
 
 
 def uncompiled(model: nn.Module) -> nn.Module:

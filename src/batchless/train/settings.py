@@ -83,17 +83,21 @@ class OptimizerSettings:
             _require(value is None or value > 0, f"optimizer.{name} must be above 0, or null for none; got {value}")
 
     def build(self, model: nn.Module) -> Optimizer:
-        """The optimizer over the parameters of `model` that require a gradient."""
+        """The optimizer over the parameters of `model` that require a gradient.
+
+        torch's fused form: one pass over the memory in place of one for each operation, and one call for all parameters.
+        """
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        flat_decay = self.weight_decay if self.decay_one_dimensional else 0.0
-        groups = [
-            {"params": [p for p in parameters if p.dim() > 1], "weight_decay": self.weight_decay},
-            {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": flat_decay},
-        ]
+        groups = [{"params": parameters, "weight_decay": self.weight_decay}]
+        if self.weight_decay and not self.decay_one_dimensional:
+            groups = [
+                {"params": [p for p in parameters if p.dim() > 1], "weight_decay": self.weight_decay},
+                {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+            ]
         if self.name == "sgd":
             nesterov = self.nesterov and self.momentum > 0
-            return torch.optim.SGD(groups, self.learning_rate, self.momentum, nesterov=nesterov)
-        return torch.optim.AdamW(groups, self.learning_rate)
+            return torch.optim.SGD(groups, self.learning_rate, self.momentum, nesterov=nesterov, fused=True)
+        return torch.optim.AdamW(groups, self.learning_rate, fused=True)
 
     def clip(self) -> Clip | None:
         """The gradient clipping, if any."""
