@@ -227,6 +227,13 @@ def test_settings_are_checked(settings, name):
         Augment(**settings)
 
 
+def test_normalization_has_the_bits_of_torchvisions():
+    images = torch.arange(256, dtype=torch.uint8).expand(2, 3, 4, 256)
+    expected = functional.to_dtype(images, torch.float32, scale=True)
+    expected = functional.normalize(expected, list(IMAGENET_STATISTICS.mean), list(IMAGENET_STATISTICS.std))
+    assert torch.equal(normalized(images, IMAGENET_STATISTICS), expected)
+
+
 def test_statistics_normalize_what_they_were_computed_from():
     images = open_images(None, "test")
     values = normalized(images.images, channel_statistics(images)).double()
