@@ -13,16 +13,16 @@ SMALL, FULL = 96, 256
 METHODS: Mapping[str, tuple[str, str]] = {
     "standalone": ("standalone", "bn"),
     "fedavg": ("fedavg", "bn"),
+    "fedbn": ("fedbn", "bn"),
     "fedprox": ("fedprox", "bn"),
     "fedavg+gn": ("fedavg", "gn"),
     "fedavg+ln": ("fedavg", "ln"),
     "silobn": ("silobn", "bn"),
     "fixbn": ("fixbn", "bn"),
-    "fedbn": ("fedbn", "bn"),
     "fedwon": ("fedavg", "none+sws(gamma=constant)"),
     "without": ("fedavg", "none"),
 }
-"""Algorithm and normalizer. FedWon is federated averaging of its network; its clipping is a setting here, as of all methods."""
+"""Algorithm and normalizer, in the order in which they are run. FedWon is federated averaging of its network; its clipping is a setting here, as of all methods."""
 
 PUBLISHED: Mapping[tuple[str, int], float] = {
     ("standalone", 32): 66.3,
