@@ -22,7 +22,10 @@ METHODS: Mapping[str, tuple[str, str]] = {
     "fedwon": ("fedavg", "none+sws(gamma=constant)"),
     "without": ("fedavg", "none"),
 }
-"""Algorithm and normalizer, in the order in which they are run. FedWon is federated averaging of its network; its clipping is a setting here, as of all methods."""
+"""Algorithm and normalizer, in the order in which they are run.
+
+FedWon is federated averaging of its network; its clipping is a setting here, as of all methods.
+"""
 
 PUBLISHED: Mapping[tuple[str, int], float] = {
     ("standalone", 32): 66.3,
