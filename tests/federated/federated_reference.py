@@ -24,6 +24,21 @@ def weighted_mean(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     return result
 
 
+def summed_in_blocks(rows: Sequence[tuple[float, Sequence[float]] | None], *, block: int) -> list[float]:
+    """Weight times value in blocks of positions, each in order, then the blocks in order; None: a client that failed."""
+    sums = []
+    for begin in range(0, len(rows), block):
+        arrived = [[weight * value for value in values] for weight, values in filter(None, rows[begin : begin + block])]
+        if arrived:
+            sums.append(arrived[0])
+            for row in arrived[1:]:
+                sums[-1] = [total + value for total, value in zip(sums[-1], row, strict=True)]
+    total = sums[0]
+    for row in sums[1:]:
+        total = [left + right for left, right in zip(total, row, strict=True)]
+    return total
+
+
 def server_momentum(start: float, means: Sequence[float], *, learning_rate: float, momentum: float) -> float:
     """arXiv 1909.06335: v <- momentum v + Delta, x <- x + learning_rate v."""
     x, v = start, 0.0

@@ -1,7 +1,6 @@
 """One round on whatever engine: the sum, the clients that are left out, and what is not forgiven."""
 
-import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -14,11 +13,12 @@ from hypothesis import strategies as st
 from tiny_federation import client, federation, images, network, settings
 
 from batchless.federated.algorithms import Algorithm, Centralized, FedAvg, FedBN, Standalone
-from batchless.federated.engine import Engine, LocalEngine, Workplace, needed_locals, run_round, sum_in_blocks
+from batchless.federated.engine import Engine, LocalEngine, Workplace, needed_locals, run_round
 from batchless.federated.packing import Packed, tensors_of, with_tensors, without_tensors
 from batchless.federated.partition import Client
 from batchless.federated.server import ServerState, initial_state
-from batchless.federated.update import ClientFailedError, Update, add_in_blocks, failed
+from batchless.federated.summing import sum_in_blocks
+from batchless.federated.update import Update
 from batchless.federated.workers import WorkerEngine
 from batchless.tasks import Classify
 from batchless.train.interrupt import TrainingStoppedError, never_stop
@@ -60,63 +60,6 @@ def states_equal(first: ServerState, second: ServerState) -> bool:
     return all(torch.equal(value, second.shared[name]) for name, value in first.shared.items())
 
 
-# The sum.
-
-
-def update(position: int) -> Update:
-    if position % 5 == 3:
-        return failed(ClientFailedError(position, "a reason"))
-    generator = torch.Generator().manual_seed(position)
-    return Update(
-        weight=1.0 + position,
-        sums={"w": torch.randn(7, generator=generator, dtype=torch.float64) * 10.0**position},
-        counters={"n": torch.tensor(position)},
-        local={position: {"gain": torch.tensor([float(position)])}},
-        metrics={"dark": {"loss": (0.1 * position, 2.0)}},
-        images=position,
-        seconds=1.0,
-    )
-
-
-@given(count=st.integers(1, 30))
-def test_the_streamed_sum_has_the_bits_of_the_definition(count):
-    whole = add_in_blocks({position: update(position) for position in range(count)})
-    streamed = sum_in_blocks(update(position) for position in range(count))
-    for name in ("weight", "counters", "metrics", "images", "seconds", "left_out", "local"):
-        assert getattr(streamed, name) == getattr(whole, name)
-    assert all(torch.equal(streamed.sums[name], value) for name, value in whole.sums.items())
-
-
-def test_blocks_matter_to_the_bits():
-    """In one go the sum of 20 is another one: the blocks are what makes the test above strict."""
-    total = Update()
-    for position in range(20):
-        total = total + update(position)
-    assert not torch.equal(total.sums["w"], sum_in_blocks(update(position) for position in range(20)).sums["w"])
-
-
-def test_an_update_is_forgotten_when_it_is_added_and_its_memory_is_not_kept():
-    """100 clients need no more memory than 10; a maker may overwrite its sums once the next update is asked for."""
-    alive: list[weakref.ref] = []
-    most = 0
-    shared = torch.zeros(7, dtype=torch.float64)
-
-    def updates() -> Iterator[Update]:
-        nonlocal most
-        for position in range(100):
-            made = update(position)
-            if made.sums:
-                shared.copy_(made.sums["w"])
-                made = replace(made, sums={"w": shared})
-            alive.append(weakref.ref(made))
-            most = max(most, sum(ref() is not None for ref in alive))
-            yield made
-
-    streamed = sum_in_blocks(updates())
-    assert most <= 3
-    assert torch.equal(streamed.sums["w"], add_in_blocks({p: update(p) for p in range(100)}).sums["w"])
-
-
 # Tensors in one buffer.
 
 
@@ -143,7 +86,20 @@ def test_packed_tensors_come_back(shapes, dtypes):
     assert all(not bool(view.any()) for view in packed.tensors().values())
 
 
-def test_an_update_survives_its_journey_and_keeps_nothing_of_the_buffer_but_its_sums():
+def update(position: int) -> Update:
+    generator = torch.Generator().manual_seed(position)
+    return Update(
+        weight=1.0 + position,
+        values={"w": torch.randn(7, generator=generator)},
+        counters={"n": torch.tensor(position)},
+        local={position: {"gain": torch.tensor([float(position)])}},
+        metrics={"dark": {"loss": (0.1 * position, 2.0)}},
+        images=position,
+        seconds=1.0,
+    )
+
+
+def test_an_update_survives_its_journey_and_keeps_nothing_of_the_buffer_but_its_values():
     given = update(4)
     packed = Packed.of(tensors_of(given))
     again = with_tensors(without_tensors(given), packed.tensors())
@@ -151,7 +107,7 @@ def test_an_update_survives_its_journey_and_keeps_nothing_of_the_buffer_but_its_
     assert again.weight == given.weight
     assert again.counters == given.counters
     assert again.local == given.local
-    assert not bool(again.sums["w"].any())
+    assert not bool(again.values["w"].any())
 
 
 # Clients that fail.
@@ -172,8 +128,7 @@ def test_a_client_that_fails_is_left_out_and_named(workers):
     assert left.client == 2
     assert "image 0 is damaged" in left.reason
     clients = place.clients()
-    others = {p: replace(place).train(state, clients[p], None) for p in (0, 1, 3)}
-    expected = add_in_blocks(others)
+    expected = sum_in_blocks(place.train(state, clients[p], None) for p in (0, 1, 3))
     for name, value in expected.sums.items():
         mean = (value / expected.weight).to(after.shared[name].dtype)
         assert torch.equal(after.shared[name], mean), name

@@ -22,7 +22,8 @@ from batchless.federated.client_privacy import ClientNoise, change_norm, clipped
 from batchless.federated.privacy import PrivacySettings, require_private, sampled_by_coins
 from batchless.federated.server import ServerState, aggregate, initial_state
 from batchless.federated.sharing import tensor_kinds, trainable_tensors
-from batchless.federated.update import ClientFailedError, Update, add_in_blocks
+from batchless.federated.summing import RoundSum, sum_in_blocks
+from batchless.federated.update import ClientFailedError, Update
 from batchless.runs import read_run
 from batchless.tasks import Classify
 
@@ -40,8 +41,8 @@ def state_of(**tensors: Tensor) -> ServerState:
 
 def update_of(state: ServerState, changes: list[Tensor]) -> Update:
     """One client's, whose tensors have changed by so much."""
-    sums = {name: state.shared[name].double() + d for name, d in zip(state.shared, changes, strict=True)}
-    return Update(weight=1.0, sums=sums)
+    values = {name: state.shared[name].double() + d for name, d in zip(state.shared, changes, strict=True)}
+    return Update(weight=1.0, values=values)
 
 
 # Clipping.
@@ -67,12 +68,12 @@ def test_one_client_changes_the_sum_by_no_more_than_the_clip(seeds, scale, bound
         generator = torch.Generator().manual_seed(seed)
         changes = [scale * torch.randn(value.shape, generator=generator) for value in state.shared.values()]
         found.append(clipped(update_of(state, changes), state, clip_norm=bound, client=seed))
-        assert change_norm(found[-1].sums, state) <= bound * (1 + 1e-9)
+        assert change_norm(found[-1].values, state) <= bound * (1 + 1e-9)
         require_clipped(found[-1], state, clip_norm=bound, client=seed)
 
     def noiseless(updates: list[Update]) -> Tensor:
         noise = ClientNoise(privacy=replace(UNCLIPPED, clip_norm=bound), expected_clients=1.0, seed=0)
-        means = noise.mean(add_in_blocks(dict(enumerate(updates))), state)
+        means = noise.mean(sum_in_blocks(updates), state)
         return torch.cat([(means[name] - state.shared[name].double()).flatten() for name in means])
 
     whole = noiseless(found)
@@ -90,7 +91,7 @@ def test_the_mean_is_the_papers_formula():
     changes = [[f * torch.randn(v.shape, generator=generator) for v in state.shared.values()] for f in (0.1, 5, 0.2, 9)]
     updates = [clipped(update_of(state, each), state, clip_norm=1.0, client=i) for i, each in enumerate(changes)]
     noise = ClientNoise(privacy=replace(UNCLIPPED, clip_norm=1.0), expected_clients=2.5, seed=0)
-    means = noise.mean(add_in_blocks(dict(enumerate(updates))), state)
+    means = noise.mean(sum_in_blocks(updates), state)
     start = torch.cat([value.flatten() for value in state.shared.values()]).tolist()
     flat = [torch.cat([d.flatten() for d in each]).tolist() for each in changes]
     expected = clipped_mean(start, flat, clip_norm=1.0, expected_clients=2.5)
@@ -118,9 +119,12 @@ def test_a_clients_whole_change_is_clipped():
     state = initial_state(model, algorithm, 4)
     made = settings(privacy=PrivacySettings(level="client", clip_norm=1e-3))
     update = train_client(model, state, client(0), algorithm, Classify(), made, local=None)
-    assert change_norm(update.sums, state) == pytest.approx(1e-3, rel=1e-9)
-    free = train_client(model, state, client(0), algorithm, Classify(), settings(), local=None)
-    direction = [torch.cat([(u.sums[n] - state.shared[n]).flatten() for n in u.sums]) for u in (update, free)]
+    assert change_norm(update.values, state) == pytest.approx(1e-3, rel=1e-9)
+    free = train_client(network("gn"), state, client(0), algorithm, Classify(), settings(), local=None)
+    direction = [
+        torch.cat([(value.double() - state.shared[name]).flatten() for name, value in each.values.items()])
+        for each in (update, free)
+    ]
     torch.testing.assert_close(direction[0] / 1e-3, direction[1] / direction[1].norm(), rtol=1e-7, atol=1e-9)
 
 
@@ -134,8 +138,8 @@ def test_integers_that_change_are_not_let_through():
 @pytest.mark.parametrize(
     ("update", "message"),
     [
-        (Update(weight=2.0, sums={"w": torch.ones(2).double()}), "weight 2"),
-        (Update(weight=1.0, sums={"w": torch.ones(2).double()}), "norm 1.41421, privacy.clip_norm is 1"),
+        (Update(weight=2.0, values={"w": torch.ones(2).double()}), "weight 2"),
+        (Update(weight=1.0, values={"w": torch.ones(2).double()}), "norm 1.41421, privacy.clip_norm is 1"),
     ],
 )
 def test_an_unclipped_update_from_elsewhere_is_refused(update, message):
@@ -151,15 +155,15 @@ def test_the_noise_has_the_deviation_that_was_asked_for():
     privacy = PrivacySettings(level="client", clip_norm=0.5, noise_multiplier=3.0)
     state = state_of(big=torch.zeros(200, 200), small=torch.zeros(1000))
     noise = ClientNoise(privacy=privacy, expected_clients=4.0, seed=7)
-    nobody = noise.mean(Update(), state)
+    nobody = noise.mean(RoundSum(), state)
     std = 3.0 * 0.5 / 4.0
     for value in nobody.values():
         n = value.numel()
         assert float(value.std()) == pytest.approx(std, rel=4 / math.sqrt(2 * n))
         assert abs(float(value.mean())) < 4 * std / math.sqrt(n)
-    somebody = noise.mean(update_of(state, [torch.zeros(200, 200), torch.zeros(1000)]), state)
+    somebody = noise.mean(sum_in_blocks([update_of(state, [torch.zeros(200, 200), torch.zeros(1000)])]), state)
     assert same_bits(nobody, somebody)
-    later = noise.mean(Update(), replace(state, round=1))
+    later = noise.mean(RoundSum(), replace(state, round=1))
     both = torch.stack([nobody["big"].flatten(), later["big"].flatten()])
     assert abs(float(torch.corrcoef(both)[0, 1])) < 0.03
     assert abs(float(torch.corrcoef(torch.stack([v.flatten()[:1000] for v in nobody.values()]))[0, 1])) < 0.15

@@ -160,8 +160,8 @@ def trained(privacy: PrivacySettings, **changes):
 
 def test_a_client_trains_the_same_whatever_the_micro_batch():
     few, many = (trained(NOISELESS, images_per_forward=size) for size in (1, 4))
-    for name, value in few.sums.items():
-        torch.testing.assert_close(many.sums[name], value, rtol=1e-5, atol=1e-7)
+    for name, value in few.values.items():
+        torch.testing.assert_close(many.values[name], value, rtol=1e-5, atol=1e-7)
     assert few.images == many.images
 
 
@@ -172,8 +172,8 @@ def test_without_noise_bound_and_chance_it_is_plain_training():
     for algorithm in (FedWon(weighting="equal"), FedProx(mu=0.5, weighting="equal")):
         private = trained(free, algorithm=algorithm, **given)
         plain = trained(PrivacySettings(), algorithm=algorithm, **given)
-        for name, value in plain.sums.items():
-            torch.testing.assert_close(private.sums[name], value, rtol=1e-5, atol=1e-6)
+        for name, value in plain.values.items():
+            torch.testing.assert_close(private.values[name], value, rtol=1e-5, atol=1e-6)
 
 
 def test_a_parameter_used_outside_of_its_layer_is_refused():

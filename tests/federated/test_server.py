@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from batchless.federated.algorithms import FedAvg, FedBN, SiloBN, Standalone
 from batchless.federated.server import ServerState, aggregate, initial_state, require_usable
-from batchless.federated.server_optimizers import FedAdam, FedAvgM, FedYogi
+from batchless.federated.server_optimizers import Average, FedAdam, FedAvgM, FedYogi
 from batchless.federated.sharing import tensor_kinds, trainable_tensors
-from batchless.federated.update import ClientFailedError, Update, add_in_blocks, failed
+from batchless.federated.summing import PIECE, sum_in_blocks
+from batchless.federated.update import ClientFailedError, Update, failed
 
 SERVERS = (FedAvgM(), FedAdam(), FedYogi())
 
@@ -21,7 +22,7 @@ def of(tensors: dict[str, Tensor], *, weight: float = 1.0) -> Update:
     """The update of a client that has trained to `tensors`."""
     return Update(
         weight=weight,
-        sums={name: value.double() * weight for name, value in tensors.items() if value.is_floating_point()},
+        values={name: value for name, value in tensors.items() if value.is_floating_point()},
         counters={name: value for name, value in tensors.items() if not value.is_floating_point()},
     )
 
@@ -41,8 +42,7 @@ def trained(model: nn.Module, seed: int) -> dict[str, Tensor]:
 def after(model: nn.Module, algorithm: FedAvg, *updates: Update, rounds: int = 1) -> ServerState:
     state = initial_state(model, algorithm, rounds)
     for _ in range(rounds):
-        total = add_in_blocks(dict(enumerate(updates)))
-        state = aggregate(total, state, algorithm, tensor_kinds(model), trainable_tensors(model))
+        state = aggregate(sum_in_blocks(updates), state, algorithm, tensor_kinds(model), trainable_tensors(model))
     return state
 
 
@@ -100,8 +100,24 @@ def test_server_optimizers_are_their_formulas(means, start, beta, tau):
         )
         for mean in means:
             update = of({"w": torch.tensor([mean], dtype=torch.float64)})
-            state = aggregate(update, state, FedAvg(server=optimizer), {"w": "weight"}, {"w"})
+            state = aggregate(sum_in_blocks([update]), state, FedAvg(server=optimizer), {"w": "weight"}, {"w"})
         assert float(state.shared["w"]) == pytest.approx(expected, rel=1e-9, abs=1e-12), optimizer
+
+
+@pytest.mark.parametrize("server", [Average(), *SERVERS])
+def test_large_tensors_step_in_pieces_to_the_same_bits(server):
+    generator = torch.Generator().manual_seed(0)
+    before = torch.randn(PIECE // 2 + 1, 3, generator=generator)
+    state = ServerState(shared={"w": before.t().contiguous().t()}, initial={}, planned_rounds=2)
+    value, moments = before, {}
+    for _ in range(2):
+        given = torch.randn(before.shape, generator=generator)
+        total = sum_in_blocks([of({"w": given}, weight=3), of({"w": value}, weight=4)])
+        state = aggregate(total, state, FedAvg(server=server), {"w": "weight"}, {"w"})
+        stepped, moments = server.step(value, (given.double() * 3 + value.double() * 4) / 7, moments)
+        value, moments = stepped.float(), {key: moment.float().double() for key, moment in moments.items()}
+        assert torch.equal(state.shared["w"], value)
+        assert same_bits({k: m.double() for k, m in state.server_optimizer.get("w", {}).items()}, moments)
 
 
 @pytest.mark.parametrize("server", SERVERS)
@@ -141,7 +157,7 @@ def test_nothing_is_changed_in_place():
     model = network()
     algorithm = FedAvg(server=FedAdam())
     state = initial_state(model, algorithm, 2)
-    update = of(trained(model, 1), weight=3)
+    update = sum_in_blocks([of(trained(model, 1), weight=3)])
     first = aggregate(update, state, algorithm, tensor_kinds(model), trainable_tensors(model))
     kept = {name: value.clone() for name, value in first.shared.items()}
     moments = {name: {key: m.clone() for key, m in named.items()} for name, named in first.server_optimizer.items()}
@@ -149,7 +165,7 @@ def test_nothing_is_changed_in_place():
     assert same_bits(first.shared, kept)
     assert all(same_bits(first.server_optimizer[name], moments[name]) for name in moments)
     assert same_bits(state.shared, model.state_dict())
-    assert same_bits(update.sums, of(trained(model, 1), weight=3).sums)
+    assert same_bits(update.sums, sum_in_blocks([of(trained(model, 1), weight=3)]).sums)
     with torch.no_grad():
         for value in model.parameters():
             value.zero_()
@@ -198,7 +214,7 @@ def test_rounds_that_were_not_planned():
         initial_state(network(), FedAvg(), 0)
     state = after(network(), FedAvg(), of(trained(network(), 1)))
     with pytest.raises(ValueError, match="round 2 of 1"):
-        aggregate(of(trained(network(), 1)), state, FedAvg(), tensor_kinds(network()), set())
+        aggregate(sum_in_blocks([of(trained(network(), 1))]), state, FedAvg(), tensor_kinds(network()), set())
 
 
 def spoiled(name: str, value: Tensor | None) -> Update:
@@ -220,7 +236,8 @@ def spoiled(name: str, value: Tensor | None) -> Update:
         (spoiled("6.bias", None), "client 5: sent no 6.bias: is its network the server's?"),
         (spoiled("7.bias", torch.zeros(3)), "client 5: sent 7.bias: is its network"),
         (of(trained(network(), 1), weight=0.0), "client 5: sent the weight 0.0"),
-        (Update(weight=1.0, sums=of(network().state_dict()).sums, counters=of(network().state_dict()).counters,
+        (of(trained(network(), 1), weight=1e300), r"client 5: sent the weight 1e\+300: .* at most"),
+        (Update(weight=1.0, values=of(network().state_dict()).values, counters=of(network().state_dict()).counters,
                 local={4: {}}), "brought local tensors of client 4"),
     ],
 )  # fmt: skip
@@ -234,10 +251,15 @@ def test_local_tensors_are_looked_at_too():
     state = initial_state(network(), FedBN(), 1)
     shared = of({name: value for name, value in network().state_dict().items() if name in state.shared})
     good = {name: value.clone() for name, value in state.initial.items()}
-    require_usable(Update(weight=1.0, sums=shared.sums, local={5: good}), state, client=5)
+    require_usable(Update(weight=1.0, values=shared.values, local={5: good}), state, client=5)
     bad = {**good, "1.running_var": torch.full((8,), torch.inf)}
     with pytest.raises(ClientFailedError, match=r"client 5: 1\.running_var became NaN or infinite"):
-        require_usable(Update(weight=1.0, sums=shared.sums, local={5: bad}), state, client=5)
+        require_usable(Update(weight=1.0, values=shared.values, local={5: bad}), state, client=5)
+
+
+def test_values_whose_sum_alone_overflows_are_usable():
+    state = ServerState(shared={"w": torch.zeros(3)}, initial={}, planned_rounds=1)
+    require_usable(of({"w": torch.tensor([3e38, 3e38, -1.0])}, weight=2), state, client=0)
 
 
 def test_an_infinite_memory_is_no_failure():

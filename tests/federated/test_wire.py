@@ -20,8 +20,6 @@ from batchless.federated.wire import (
     figures_text,
     read_array,
     read_figures,
-    received_sums,
-    sent_values,
 )
 
 LIKE = torch.zeros(2, 3)
@@ -34,27 +32,6 @@ def npy(array: np.ndarray, **named: bool) -> bytes:
     file = BytesIO()
     np.save(file, array, **named)
     return file.getvalue()
-
-
-@given(
-    values=st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=5),
-    weight=st.one_of(st.just(1.0), st.integers(1, 10**7).map(float)),
-)
-def test_sums_come_back_with_the_same_bits_as_values_in_float32(values, weight):
-    value = torch.tensor(values, dtype=torch.float32)
-    update = Update(weight=weight, sums={"w": value.double() * weight}, counters={"n": torch.tensor(7)})
-    sent = sent_values(update, {"w": value, "n": torch.tensor(0)})
-    assert sent["w"].dtype == torch.float32
-    sums, counters = received_sums(sent, weight)
-    assert same_bits(sums, update.sums)
-    assert same_bits(counters, update.counters)
-
-
-def test_sums_that_are_no_weighted_float32_values_come_back_too():
-    update = Update(weight=3.0, sums={"w": torch.tensor([1.0, 1e-9]).double() / 7})
-    sent = sent_values(update, {"w": torch.zeros(2)})
-    assert sent["w"].dtype == torch.float64
-    assert same_bits(received_sums(sent, 3.0)[0], update.sums)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.float64, torch.uint8])

@@ -14,7 +14,7 @@ from batchless.federated.client import CLIENT_OPTIMIZER, ClientSettings, train_c
 from batchless.federated.partition import Client, Federation
 from batchless.federated.server import ServerState, aggregate, initial_state
 from batchless.federated.sharing import tensor_kinds, trainable_tensors
-from batchless.federated.update import Update, add_in_blocks
+from batchless.federated.summing import RoundSum, sum_in_blocks
 from batchless.tasks import Classify
 from batchless.train import OptimizerSettings
 
@@ -106,14 +106,11 @@ def one_round(
     *,
     task: Classify | None = None,
     **changes: Any,
-) -> Update:
+) -> RoundSum:
     made = settings(**changes)
     task = Classify() if task is None else task
-    return add_in_blocks(
-        {
-            position: train_client(model, state, one, algorithm, task, made, local=locals.get(one.id))
-            for position, one in enumerate(clients)
-        }
+    return sum_in_blocks(
+        train_client(model, state, one, algorithm, task, made, local=locals.get(one.id)) for one in clients
     )
 
 

@@ -21,7 +21,7 @@ from batchless.federated.partition import Client, Federation
 from batchless.federated.privacy import PrivacySettings
 from batchless.federated.sample_privacy import drawn_steps, noised, per_image_gradients
 from batchless.federated.server import ServerState, require_usable
-from batchless.federated.update import ClientFailedError, Update, WeightedSums
+from batchless.federated.update import ClientFailedError, Update
 from batchless.nn.batch_norm import BatchNorm
 from batchless.surgery.recognize import is_normalization
 from batchless.tasks.classify import Batch, ImageData
@@ -95,7 +95,12 @@ def participants(federation: Federation, algorithm: Algorithm) -> tuple[Client, 
 
 def load_state(model: nn.Module, state: ServerState, local: Mapping[str, Tensor] | None) -> None:
     """Give `model` the server's tensors and a client's own; None: the initial ones, of a client that has none yet."""
-    model.load_state_dict({**state.initial, **state.shared, **(local or {})})
+    given = {**state.initial, **state.shared, **(local or {})}
+    own = model.state_dict()
+    if own.keys() != given.keys() or any(given[name].shape != tensor.shape for name, tensor in own.items()):
+        model.load_state_dict(given)  # which says what does not fit
+    # One call for all: `load_state_dict` walks over the modules, which takes as long as a step of a small network.
+    torch._foreach_copy_(list(own.values()), [given[name] for name in own])
 
 
 def train_client(
@@ -107,14 +112,13 @@ def train_client(
     settings: ClientSettings,
     *,
     local: Mapping[str, Tensor] | None,
-    memory: dict[str, Tensor] | None = None,
 ) -> Update:
     """Train the client's network for one round and return what it brings to it.
 
-    A function of its arguments but `model`, whose tensors are overwritten: every random number comes from
-    (seed, round, client). No step crosses epochs. A single last image joins the images before it where a forward sees more
-    than one, since batch statistics have nothing to say about one image. With `settings.privacy` the update is clipped
-    (`client`), or every step is one of DP-SGD (`sample`).
+    A function of its arguments but `model`, whose tensors are overwritten; on the CPU they are the update's values. Every
+    random number comes from (seed, round, client). No step crosses epochs. A single last image joins the images before it
+    where a forward sees more than one, since batch statistics have nothing to say about one image. With `settings.privacy`
+    the update is clipped (`client`), or every step is one of DP-SGD (`sample`).
 
     Args:
         model: the one network of this process, on `settings.device`.
@@ -124,7 +128,6 @@ def train_client(
         task: whose loss.
         settings: how.
         local: the client's own tensors from its last round; None: its first.
-        memory: where the update's sums are laid; those of an earlier update with the same memory are lost. None: in new.
 
     Raises:
         ClientFailedError: an image cannot be read, the network cannot be trained on so few, or a result is NaN or infinite.
@@ -140,8 +143,7 @@ def train_client(
         raise ClientFailedError(client.id, str(error)) from error
     seconds = time.perf_counter() - began
     weight = 1.0 if algorithm.weighting == "equal" else float(len(client.train))
-    sums = WeightedSums(memory={} if memory is None else memory, weight=weight)
-    update = _update(model, state, client, sums, loss=(loss, count), images=images, seconds=seconds)
+    update = _update(model, state, client, weight=weight, loss=(loss, count), images=images, seconds=seconds)
     if settings.privacy.level == "client":
         update = clipped(update, state, clip_norm=settings.privacy.clip_norm, client=client.id)
     require_usable(update, state, client=client.id)
@@ -314,24 +316,24 @@ def _update(
     model: nn.Module,
     state: ServerState,
     client: Client,
-    weighted: WeightedSums,
     *,
+    weight: float,
     loss: tuple[float, float],
     images: int,
     seconds: float,
 ) -> Update:
-    sums, counters, local = {}, {}, {}
-    for name, tensor in model.state_dict().items():
+    values, counters, local = {}, {}, {}
+    for name, tensor in model.state_dict().items():  # detached
         # The state was divided by `tensor_kinds`, which takes as long as a step of a small network.
         if name in state.initial:
-            local[name] = tensor.detach().cpu().clone()
+            local[name] = tensor.cpu().clone()
         elif not (tensor.is_floating_point() or tensor.is_complex()):
-            counters[name] = tensor.detach().cpu().clone()
+            counters[name] = tensor.cpu().clone()
         else:
-            sums[name] = weighted.of(name, tensor)
+            values[name] = tensor.cpu()
     return Update(
-        weight=weighted.weight,
-        sums=sums,
+        weight=weight,
+        values=values,
         counters=counters,
         local={client.id: local} if local else {},
         metrics={client.domain: {"loss": loss}},

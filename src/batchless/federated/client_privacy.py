@@ -15,10 +15,11 @@ from torch import Tensor
 
 from batchless.federated.privacy import PrivacySettings
 from batchless.federated.server import ServerState
+from batchless.federated.summing import RoundSum
 from batchless.federated.update import ClientFailedError, Update
 
 _ROUNDING = 1e-9
-"""Relative: by so much the norm of a clipped change may be off when it is computed again from float64 sums."""
+"""Relative: by so much the norm of a clipped change may be off when it is computed again elsewhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class ClientNoise:
     seed: int
 
     @torch.no_grad()
-    def mean(self, update: Update, state: ServerState) -> dict[str, Tensor]:
+    def mean(self, update: RoundSum, state: ServerState) -> dict[str, Tensor]:
         """The noised mean of every float tensor, float64: `w_t + (sums - n w_t + z) / (q N)`, n the clients that came.
 
         A round to which nobody came is noise alone: that nobody came stays hidden.
@@ -57,9 +58,9 @@ class ClientNoise:
         return means
 
 
-def change_norm(sums: Mapping[str, Tensor], state: ServerState) -> float:
+def change_norm(values: Mapping[str, Tensor], state: ServerState) -> float:
     """`||d_k||` of one client's values, over all tensors together, float64."""
-    squares = [float((value - state.shared[name]).square().sum()) for name, value in sums.items()]
+    squares = [float((value.double() - state.shared[name]).square().sum()) for name, value in values.items()]
     return math.sqrt(math.fsum(squares))
 
 
@@ -67,19 +68,19 @@ def change_norm(sums: Mapping[str, Tensor], state: ServerState) -> float:
 def clipped(update: Update, state: ServerState, *, clip_norm: float, client: int) -> Update:
     """One client's update with its change scaled down to `clip_norm`; as it is, bit for bit, where it is no larger.
 
-    Values stay in float64: rounded to the network's type they could lie outside of the bound.
+    Scaled values are in float64: rounded to the network's type they could lie outside of the bound.
 
     Raises:
         ClientFailedError: an integer tensor has changed, which no noise can cover.
     """
     _require_no_counts(update, state, client=client)
-    norm = change_norm(update.sums, state)
+    norm = change_norm(update.values, state)
     if norm <= clip_norm:
         return update
     factor = clip_norm / norm
-    starts = {name: state.shared[name].double() for name in update.sums}
+    starts = {name: state.shared[name].double() for name in update.values}
     return replace(
-        update, sums={name: starts[name] + factor * (value - starts[name]) for name, value in update.sums.items()}
+        update, values={name: starts[name] + factor * (value - starts[name]) for name, value in update.values.items()}
     )
 
 
@@ -88,7 +89,7 @@ def require_clipped(update: Update, state: ServerState, *, clip_norm: float, cli
     if update.weight != 1.0:
         raise ClientFailedError(client, f"sent the weight {update.weight}: with privacy.level=client it is 1")
     _require_no_counts(update, state, client=client)
-    norm = change_norm(update.sums, state)
+    norm = change_norm(update.values, state)
     if not norm <= clip_norm * (1 + _ROUNDING):
         raise ClientFailedError(client, f"its change has the norm {norm:.6g}, privacy.clip_norm is {clip_norm:g}")
 

@@ -5,9 +5,9 @@ that it starts (`batchless.federated.workers`), or those of torchrun (`batchless
 taken here, in blocks of 8 positions, as the values come: in memory there are a few updates, however many clients there are.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -20,7 +20,8 @@ from batchless.federated.evaluation import Evaluation
 from batchless.federated.partition import Client, Federation
 from batchless.federated.server import ServerState, aggregate
 from batchless.federated.sharing import tensor_kinds, trainable_tensors
-from batchless.federated.update import BLOCK, ClientFailedError, Update, failed
+from batchless.federated.summing import RoundSum, SumMemory, sum_in_blocks
+from batchless.federated.update import ClientFailedError, Update, failed
 from batchless.tasks.classify import Batch
 from batchless.train import Task
 from batchless.train.interrupt import ShouldStop, TrainingStoppedError
@@ -45,7 +46,7 @@ class Workplace:
         algorithm: what is shared.
         task: what is learned.
         settings: how clients train.
-        memory: of the sums of the update made last.
+        memory: of the sums of the last round, in the process that sums.
     """
 
     model: nn.Module
@@ -53,17 +54,17 @@ class Workplace:
     algorithm: Algorithm
     task: Task[Batch]
     settings: ClientSettings
-    memory: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+    memory: SumMemory = field(default_factory=SumMemory, init=False, repr=False)
 
     def clients(self) -> tuple[Client, ...]:
         """Those that train, by id."""
         return participants(self.federation, self.algorithm)
 
     def train(self, state: ServerState, client: Client, local: Mapping[str, Tensor] | None) -> Update:
-        """What the client brings; an update that says why, if it cannot be used. Its sums are valid until the next call."""
+        """What the client brings; an update that says why, if it cannot be used. Its values are valid until the next call."""
         told = self.algorithm, self.task, self.settings
         try:
-            return train_client(self.model, state, client, *told, local=local, memory=self.memory)
+            return train_client(self.model, state, client, *told, local=local)
         except ClientFailedError as error:
             return failed(error)
 
@@ -88,7 +89,7 @@ class Engine(Protocol):
     """Where clients are trained and networks evaluated."""
 
     def updates(self, state: ServerState, chosen: Sequence[int], locals: Locals) -> Iterator[Update]:
-        """What the clients `chosen` bring, in this order; the sums in an update are valid until the next one is asked for."""
+        """What the clients `chosen` bring, in this order; the values in an update are valid until the next one is asked for."""
 
     def figures(self, state: ServerState, locals: Locals) -> Figures:
         """Of every domain."""
@@ -143,7 +144,7 @@ def run_round(
     should_stop: ShouldStop,
     on_client: OnClient,
     noise: ClientNoise | None = None,
-) -> tuple[ServerState, Update]:
+) -> tuple[ServerState, RoundSum]:
     """One round: the next state, and the sum of what the clients have brought.
 
     Args:
@@ -169,7 +170,7 @@ def run_round(
             if done < len(chosen) and should_stop():
                 raise TrainingStoppedError(0)
 
-    update = sum_in_blocks(watched())
+    update = sum_in_blocks(watched(), memory=workplace.memory)
     left = len(chosen) - len(update.left_out)
     if left < (min_clients if noise is None else min(min_clients, len(chosen))):
         reasons = "; ".join(f"client {each.client}: {each.reason}" for each in update.left_out[:3])
@@ -180,15 +181,3 @@ def run_round(
     kinds, trainable = tensor_kinds(workplace.model), trainable_tensors(workplace.model)
     means = None if noise is None else noise.mean(update, state)
     return aggregate(update, state, workplace.algorithm, kinds, trainable, means=means), update
-
-
-def sum_in_blocks(updates: Iterable[Update]) -> Update:
-    """As `add_in_blocks`, to the bit, of updates that come one after the other and are forgotten at once."""
-    total, block = Update(), Update()
-    for position, update in enumerate(updates):
-        if position and position % BLOCK == 0:
-            total, block = total.plus(block, reuse=True), Update()
-        # The first of a block is copied, as its memory is its maker's; the others are added to that copy.
-        mine = update if block.sums else replace(update, sums={name: sum.clone() for name, sum in update.sums.items()})
-        block = block.plus(mine, reuse=True)
-    return total.plus(block, reuse=True)

@@ -29,7 +29,7 @@ from batchless.federated.server import ServerState, require_usable
 from batchless.federated.site import Site
 from batchless.federated.state import KEPT, kept_elsewhere
 from batchless.federated.update import ClientFailedError, Update, failed
-from batchless.federated.wire import Answer, Order, figures_text, read_array, read_figures, received_sums
+from batchless.federated.wire import Answer, Order, figures_text, read_array, read_figures
 
 _ROUND, _TEXT, _ERROR, _SHARED, _INITIAL = "round", "text", "error", "shared", "initial"
 _POLL = 0.5
@@ -161,9 +161,9 @@ class FlowerEngine:
         try:
             domain = self.workplace.clients()[client].domain
             answer = Answer.read(_text(reply, f"answer/{client}"), client=client, domain=domain)
-            if answer.update.left_out:
-                raise ClientFailedError(client, answer.update.left_out[0].reason)
-            values = _tensors(reply, f"update/{client}", state.shared, sums=True)
+            if answer.update.left_out is not None:
+                raise ClientFailedError(client, answer.update.left_out.reason)
+            tensors = _tensors(reply, f"update/{client}", state.shared, wider=True)
         except ClientFailedError:
             raise
         except ValueError as error:
@@ -172,8 +172,9 @@ class FlowerEngine:
             _log.warning(
                 "round %d: client %d had lost its own layers and began with the initial ones", state.round + 1, client
             )
-        sums, counters = received_sums(values, answer.update.weight)
-        update = replace(answer.update, sums=sums, counters=counters)
+        values = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+        counters = {name: tensor for name, tensor in tensors.items() if name not in values}
+        update = replace(answer.update, values=values, counters=counters)
         require_usable(update, state, client=client)
         privacy = self.order.config.privacy
         if privacy.level == "client":  # the noise hides what lies within the bound, whoever computed it
@@ -279,14 +280,14 @@ def _text(message: Message, name: str) -> str:
     return text
 
 
-def _tensors(message: Message, name: str, like: Mapping[str, Tensor], *, sums: bool = False) -> dict[str, Tensor]:
+def _tensors(message: Message, name: str, like: Mapping[str, Tensor], *, wider: bool = False) -> dict[str, Tensor]:
     """The arrays of a record of a message, each with the shape and type of its name in `like`; ValueError otherwise."""
     record = message.content.get(name)
     if not isinstance(record, ArrayRecord):
         raise ValueError(f"sent a message without {name}")
     if odd := sorted(record.keys() ^ like.keys()):
         raise ValueError(f"sent {'no ' if odd[0] in like else ''}{odd[0][:100]}: is its network the server's?")
-    return {key: read_array(record[key].data, name=key, like=value, sums=sums) for key, value in like.items()}
+    return {key: read_array(record[key].data, name=key, like=value, wider=wider) for key, value in like.items()}
 
 
 def make_client_app() -> ClientApp:

@@ -89,30 +89,30 @@ class Packed:
 
 def tensors_of(update: Update) -> dict[str, Tensor]:
     """All tensors of an update, under one name each."""
-    tensors = {f"sums/{name}": value for name, value in update.sums.items()}
+    tensors = {f"values/{name}": value for name, value in update.values.items()}
     tensors |= {f"counters/{name}": value for name, value in update.counters.items()}
     return tensors | {f"local/{name}": value for name, value in joined_locals(update.local).items()}
 
 
 def without_tensors(update: Update) -> Update:
     """The rest of it: some numbers."""
-    return replace(update, sums={}, counters={}, local={})
+    return replace(update, values={}, counters={}, local={})
 
 
 def with_tensors(rest: Update, tensors: Mapping[str, Tensor]) -> Update:
-    """The update again; its sums are those in `tensors`, its counters and local tensors are copies.
+    """The update again; its values are those in `tensors`, its counters and local tensors are copies.
 
-    >>> update = Update(weight=2.0, sums={"w": torch.ones(2)}, local={3: {"a/b": torch.zeros(1)}})
+    >>> update = Update(weight=2.0, values={"w": torch.ones(2)}, local={3: {"a/b": torch.zeros(1)}})
     >>> again = with_tensors(without_tensors(update), tensors_of(update))
-    >>> again.weight, again.sums, again.local
+    >>> again.weight, again.values, again.local
     (2.0, {'w': tensor([1., 1.])}, {3: {'a/b': tensor([0.])}})
     """
-    groups: dict[str, dict[str, Tensor]] = {"sums": {}, "counters": {}, "local": {}}
+    groups: dict[str, dict[str, Tensor]] = {"values": {}, "counters": {}, "local": {}}
     for key, tensor in tensors.items():
         group, _, name = key.partition("/")
-        groups[group][name] = tensor if group == "sums" else tensor.clone()
+        groups[group][name] = tensor if group == "values" else tensor.clone()
     local = separate_locals(groups["local"])
-    return replace(rest, sums=groups["sums"], counters=groups["counters"], local=local)
+    return replace(rest, values=groups["values"], counters=groups["counters"], local=local)
 
 
 def joined_locals(locals: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -129,15 +129,15 @@ def separate_locals(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor
     return locals
 
 
-def require_shared_memory(state: Mapping[str, Tensor], count: int) -> None:
+def require_shared_memory(state: Mapping[str, Tensor], count: int, *, clipped: bool) -> None:
     """ValueError if there is no room for two updates of each of `count` workers and the state.
 
-    A full /dev/shm would end the process without a word.
+    A full /dev/shm would end the process without a word. Updates that are `clipped` are in float64.
     """
     if not _SHARED_MEMORY.is_dir():  # another system than Linux
         return
-    tensors = state.values()
-    needed = sum(tensor.nbytes for tensor in tensors) + 2 * count * 8 * sum(tensor.numel() for tensor in tensors)
+    own = sum(tensor.nbytes for tensor in state.values())
+    needed = own + 2 * count * (8 * sum(tensor.numel() for tensor in state.values()) if clipped else own)
     free = shutil.disk_usage(_SHARED_MEMORY).free
     if needed > free:
         raise ValueError(

@@ -17,7 +17,7 @@ from batchless.federated.privacy import sampled_by_coins
 from batchless.federated.sampling import sampled_clients
 from batchless.federated.server import ServerState
 from batchless.federated.state import Progress, checkpoint_state
-from batchless.federated.update import Update
+from batchless.federated.summing import RoundSum
 from batchless.runs import RunFolder
 from batchless.runs.memory import peak_memory_bytes
 from batchless.train.interrupt import ShouldStop, TrainingStoppedError, never_stop
@@ -172,7 +172,7 @@ class Rounds:
         progress.seconds += time.perf_counter() - started
         self._log_round(update)
 
-    def _log_round(self, update: Update) -> None:
+    def _log_round(self, update: RoundSum) -> None:
         progress, round = self.progress, self.state.round
         losses = [named["loss"] for named in update.metrics.values()]
         if losses:  # with privacy of clients nobody may have come

@@ -8,9 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from batchless.federated.algorithms import Algorithm, Kind
+from batchless.federated.server_optimizers import Average, ServerOptimizer
 from batchless.federated.sharing import local_names, tensor_kinds
+from batchless.federated.summing import RoundSum, pieces
 from batchless.federated.update import ClientFailedError, Update
 from batchless.nn.precision import at_least_float32
+
+_MOST_IMAGES = 2**53
+"""Weights are numbers of images, or 1; times a larger one finite values would become infinite in the sum."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,7 +57,7 @@ def initial_state(model: nn.Module, algorithm: Algorithm, planned_rounds: int) -
 
 @torch.no_grad()
 def aggregate(
-    update: Update,
+    update: RoundSum,
     state: ServerState,
     algorithm: Algorithm,
     kinds: Mapping[str, Kind],
@@ -66,7 +71,7 @@ def aggregate(
     optimizer steps towards it for trainable tensors only, since a running variance that overshoots can become negative.
 
     Args:
-        update: of all clients of the round, in blocks (`add_in_blocks`).
+        update: of all clients of the round (`sum_in_blocks`).
         state: before the round.
         algorithm: its server optimizer.
         kinds: of the network's tensors (`tensor_kinds`).
@@ -84,13 +89,11 @@ def aggregate(
         if kinds[name] == "counter":
             shared[name] = update.counters.get(name, before).clone()
             continue
-        mean = update.sums[name] / update.weight if means is None else means[name]
-        if name in trainable:
-            known = {key: value.double() for key, value in state.server_optimizer.get(name, {}).items()}
-            mean, new = algorithm.server.step(before, mean, known)
-            if new:
-                moments[name] = {key: value.to(at_least_float32(before.dtype)) for key, value in new.items()}
-        shared[name] = mean.to(before.dtype)
+        total, weight = (update.sums[name], update.weight) if means is None else (means[name], 1.0)
+        server = algorithm.server if name in trainable else Average()
+        shared[name], new = _step(server, before, total, weight, state.server_optimizer.get(name, {}))
+        if new:
+            moments[name] = new
     return ServerState(
         shared=shared,
         initial=state.initial,
@@ -100,41 +103,60 @@ def aggregate(
     )
 
 
+def _step(
+    server: ServerOptimizer, before: Tensor, total: Tensor, weight: float, moments: Mapping[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """One tensor's step from `before` towards `total / weight`, piece by piece, so that what is float64 stays in the cache."""
+    value = torch.empty(before.shape, dtype=before.dtype)
+    new: dict[str, Tensor] = {}
+    flat, flat_before, flat_total = value.view(-1), before.reshape(-1), total.reshape(-1)
+    for piece in pieces(value.numel()):
+        known = {key: moment.reshape(-1)[piece].double() for key, moment in moments.items()}
+        flat[piece], found = server.step(flat_before[piece], flat_total[piece] / weight, known)
+        for key, moment in found.items():
+            if key not in new:
+                new[key] = torch.empty(before.shape, dtype=at_least_float32(before.dtype))
+            new[key].view(-1)[piece] = moment
+    return value, new
+
+
 def require_usable(update: Update, state: ServerState, *, client: int) -> None:
     """Raise ClientFailedError if the update of one client, from wherever it comes, does not fit the state or is not finite.
 
     A value that was not finite when the round began (a memory of infinitely many images) may stay so.
     """
-    found = {**update.sums, **update.counters}
+    found = {**update.values, **update.counters}
     if odd := sorted(found.keys() ^ state.shared.keys()):
         raise ClientFailedError(
             client, f"sent {'no ' if odd[0] in state.shared else ''}{odd[0]}: is its network the server's?"
         )
-    if state.shared and not update.weight > 0:
-        raise ClientFailedError(client, f"sent the weight {update.weight}: it must be above 0")
+    if state.shared and not 0 < update.weight <= _MOST_IMAGES:
+        raise ClientFailedError(
+            client, f"sent the weight {update.weight}: it must be above 0, and at most {_MOST_IMAGES:g}"
+        )
     for name, value in found.items():
-        _require_fits(client, name, value, state.shared[name], weight=update.weight if name in update.sums else 1.0)
+        _require_fits(client, name, value, state.shared[name])
     for owner, tensors in update.local.items():
         if owner != client or tensors.keys() != state.initial.keys():
             raise ClientFailedError(client, f"brought local tensors of client {owner} that are not this network's")
         for name, value in tensors.items():
-            _require_fits(client, name, value, state.initial[name], weight=1.0)
+            _require_fits(client, name, value, state.initial[name])
 
 
-def _require_fits(client: int, name: str, value: Tensor, before: Tensor, *, weight: float) -> None:
+def _require_fits(client: int, name: str, value: Tensor, before: Tensor) -> None:
     if value.shape != before.shape:
         raise ClientFailedError(
             client, f"{name} has the shape {tuple(value.shape)}, the server's is {tuple(before.shape)}"
         )
-    # The sum over all elements tells at the price of one pass: NaN and infinity do not vanish in it.
-    if value.is_floating_point() and not math.isfinite(float(value.sum(dtype=torch.float64))):
-        unchanged = value == before.double() * weight
-        if not bool((value.isfinite() | unchanged).all()):
-            raise ClientFailedError(
-                client, f"{name} became NaN or infinite: lower the learning rate, or clip (adaptive_clipping=0.1)"
-            )
+    # The sum over all elements tells at the price of one pass: NaN and infinity do not vanish in it (finite values may
+    # overflow, so that each is looked at then).
+    suspicious = value.is_floating_point() and not math.isfinite(float(value.sum()))
+    if suspicious and not bool((value.isfinite() | (value == before)).all()):
+        raise ClientFailedError(
+            client, f"{name} became NaN or infinite: lower the learning rate, or clip (adaptive_clipping=0.1)"
+        )
 
 
-def _reasons(update: Update) -> str:
+def _reasons(update: RoundSum) -> str:
     reasons = [f"client {left.client}: {left.reason}" for left in update.left_out]
     return f" ({'; '.join(reasons[:3])}{'; ..' if len(reasons) > 3 else ''})" if reasons else ""

@@ -89,8 +89,8 @@ class Answer:
     def text(self) -> str:
         """As it is sent."""
         update = self.update
-        if update.left_out:
-            return json.dumps({"left_out": update.left_out[0].reason})
+        if update.left_out is not None:
+            return json.dumps({"left_out": update.left_out.reason})
         return json.dumps(
             {
                 "weight": update.weight,
@@ -107,7 +107,7 @@ class Answer:
         try:
             plain = json.loads(text)
             if "left_out" in plain:
-                return cls(update=Update(left_out=(LeftOut(client=client, reason=_line(plain["left_out"])),)))
+                return cls(update=Update(left_out=LeftOut(client=client, reason=_line(plain["left_out"]))))
             weight, images, seconds = float(plain["weight"]), int(plain["images"]), float(plain["seconds"])
             metrics = {str(name): (float(total), float(count)) for name, (total, count) in plain["metrics"].items()}
             known = [weight, seconds, *(number for pair in metrics.values() for number in pair)]
@@ -135,41 +135,14 @@ def read_figures(text: str) -> dict[Any, dict[str, float]]:
         raise ValueError(f"sent figures that cannot be read: {error}") from error
 
 
-def sent_values(update: Update, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of one client's update as they are sent: its values, in the network's own types.
-
-    Sums whose weight does not divide out exactly (of noised values) are sent as they are, in float64.
-    """
-    values: dict[str, Tensor] = dict(update.counters)
-    for name, sum in update.sums.items():
-        value = (sum / update.weight).to(like[name].dtype)
-        same = torch.equal(_sum_of(value, update.weight), sum)
-        values[name] = value if same else sum
-    return values
-
-
-def received_sums(values: Mapping[str, Tensor], weight: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Sums and counters of what `sent_values` has made, the same bits."""
-    sums = {
-        name: value if value.dtype == torch.float64 else _sum_of(value, weight)
-        for name, value in values.items()
-        if value.is_floating_point()
-    }
-    return sums, {name: value for name, value in values.items() if not value.is_floating_point()}
-
-
-def _sum_of(value: Tensor, weight: float) -> Tensor:
-    return value.to(torch.float64, copy=True).mul_(weight)
-
-
-def read_array(data: bytes, *, name: str, like: Tensor, sums: bool = False) -> Tensor:
+def read_array(data: bytes, *, name: str, like: Tensor, wider: bool = False) -> Tensor:
     """The tensor in the bytes of a numpy file, with the shape and type of `like`.
 
     Args:
         data: of the file.
         name: of the tensor, for messages.
         like: what it has to be.
-        sums: whether it may be in float64 too.
+        wider: whether it may be in float64 too.
 
     Raises:
         ValueError: anything else; of the header's claims nothing is believed before it is compared.
@@ -184,7 +157,7 @@ def read_array(data: bytes, *, name: str, like: Tensor, sums: bool = False) -> T
     own = _dtype(like.dtype)
     if shape != tuple(like.shape):
         raise ValueError(f"{name} has the shape {shape}, here it is {tuple(like.shape)}")
-    if dtype != own and not (sums and like.is_floating_point() and dtype == np.dtype(np.float64)):
+    if dtype != own and not (wider and like.is_floating_point() and dtype == np.dtype(np.float64)):
         raise ValueError(f"{name} has the type {_line(str(dtype))}, here it is {own}")
     begin = file.tell()
     if fortran or len(data) - begin != dtype.itemsize * like.numel():

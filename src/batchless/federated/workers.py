@@ -99,11 +99,11 @@ class _Worker:
         return self.free.pop() if self.free else len(self.slots)
 
     def opened(self, answer: "_Trained", slot: int) -> Update:
-        """The update, its sums still in the slot; the worker is idle."""
+        """The update, its values still in the slot; the worker is idle."""
         self.order = None
         if answer.new is not None:
             self.slots[slot] = answer.new
-        empty = answer.update.left_out  # a client that failed brings no tensors
+        empty = answer.update.left_out is not None  # a client that failed brings no tensors
         return answer.update if empty else with_tensors(answer.update, self.slots[slot].tensors())
 
     def release(self, slot: int) -> None:
@@ -132,7 +132,8 @@ class WorkerEngine:
         self, workplace: Workplace, state: ServerState, *, count: int, threads: int, timeout: float | None = None
     ) -> None:
         self.workplace, self.threads, self.timeout = workplace, threads, timeout
-        require_shared_memory({**state.shared, **state.initial}, count)
+        clipped = workplace.settings.privacy.level == "client"
+        require_shared_memory({**state.shared, **state.initial}, count, clipped=clipped)
         self.shared = Packed.of(state.shared).in_shared_memory()
         self.initial = Packed.of(state.initial)
         self.planned_rounds = state.planned_rounds
@@ -331,7 +332,7 @@ class _Answers:
             return self.workplace.evaluate(state, locals, [order.domain])[order.domain]
         local = None if order.local is None else order.local.tensors()
         update = self.workplace.train(state, self.clients[order.client], local)
-        new = None if update.left_out else self._put(tensors_of(update), order.slot)
+        new = None if update.left_out is not None else self._put(tensors_of(update), order.slot)
         return _Trained(update=without_tensors(update), new=new)
 
     def _put(self, tensors: Mapping[str, Tensor], slot: int) -> Packed | None:

@@ -18,7 +18,7 @@ from batchless.nn.reparameterized import Reparameterized
 from batchless.nn.standardized import parameters_of, weights_shared
 from batchless.train.all_reduce import ProcessGroup, Totals, reduce_gradients, resolve_group
 from batchless.train.clipping import Clip
-from batchless.train.guard import BufferCopies, guarded, uncompiled
+from batchless.train.guard import Guard, uncompiled
 
 T = TypeVar("T")
 
@@ -155,23 +155,17 @@ class Accumulation:
     ) -> None:
         self._model, self._optimizer, self._clip, self._scaler = model, optimizer, clip, scaler
         self._group = resolve_group(process_group)
-        self._modules = list(uncompiled(model).modules())
-        self._parameters = parameters_of(self._modules)
-        self._buffers_before = BufferCopies(self._modules)
-        self._reparameterized = [module for module in self._modules if isinstance(module, Reparameterized)]
-        self._estimated = _estimated_layers(self._modules, several_processes=self._group is not None)
+        modules = list(uncompiled(model).modules())
+        self._parameters = parameters_of(modules)
+        self._guard = Guard(uncompiled(model), optimizer, modules=modules, parameters=self._parameters)
+        self._reparameterized = [module for module in modules if isinstance(module, Reparameterized)]
+        self._estimated = _estimated_layers(modules, several_processes=self._group is not None)
 
     @contextmanager
     def step(self) -> Iterator[Step]:
         """One step, as `accumulate` makes it."""
         model, step = self._model, Step(self._scaler)
-        with guarded(
-            uncompiled(model),
-            self._optimizer,
-            modules=self._modules,
-            parameters=self._parameters,
-            before=self._buffers_before,
-        ):
+        with self._guard.step():
             try:
                 for layer in self._estimated:
                     layer.start_collecting()

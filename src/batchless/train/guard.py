@@ -10,47 +10,70 @@ from torch.optim import Optimizer
 
 from batchless.nn.reparameterized import Reparameterized
 
-_shape = operator.attrgetter("shape")
-
 _MARK = "_batchless_step_in_progress"
 """Attribute that every module of a model has while a step is in progress on it."""
 
 
-@contextmanager
-def guarded(
-    model: nn.Module,
-    optimizer: Optimizer,
-    *,
-    modules: Sequence[nn.Module],
-    parameters: Sequence[nn.Parameter],
-    before: "BufferCopies",
-) -> Iterator[None]:
-    """Refuse a model that is not ready for a step; after an exception, put its buffers back; leave gradients None.
+class Guard:
+    """Refuses a model that is not ready for a step; after an exception, puts its buffers back; leaves gradients None.
 
     Args:
-        model: to be stepped.
+        model: to be stepped, not wrapped by `torch.compile`.
         optimizer: that steps it.
         modules: all of the model, itself included.
         parameters: all of the model.
-        before: of the same modules.
 
     Raises:
-        ValueError: a wrapped model, a step in progress, gradients already there, or an optimizer of other parameters.
+        ValueError: a wrapped model, one with a step in progress, or an optimizer of other parameters.
     """
-    _check(model, modules, parameters, optimizer)
-    before.take()
-    for module in modules:
-        vars(module)[_MARK] = True  # as `setattr`, which looks through parameters, buffers and modules first
-    try:
-        yield
-    except BaseException:
-        before.put_back()
-        raise
-    finally:
-        for module in modules:
-            del vars(module)[_MARK]
-        for parameter in parameters:
-            parameter.grad = None
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        modules: Sequence[nn.Module],
+        parameters: Sequence[nn.Parameter],
+    ) -> None:
+        self._model, self._modules, self._parameters = model, modules, parameters
+        _require_bare(model)
+        self._require_outside()
+        _require_own(optimizer, parameters)
+        self._before = BufferCopies(modules)
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Around one step; ValueError if one is in progress already, or gradients are there."""
+        self._require_outside()
+        self._require_no_gradients()
+        self._before.take()
+        for module in self._modules:
+            vars(module)[_MARK] = True  # as `setattr`, which looks through parameters, buffers and modules first
+        try:
+            yield
+        except BaseException:
+            self._before.put_back()
+            raise
+        finally:
+            for module in self._modules:
+                del vars(module)[_MARK]
+            for parameter in self._parameters:
+                parameter.grad = None
+
+    def _require_outside(self) -> None:
+        for module in self._modules:
+            shared = isinstance(module, Reparameterized) and module.shared_weight is not None
+            if shared or _MARK in vars(module):
+                raise ValueError(
+                    "this model is already inside an accumulate or standardized block: leave that one first"
+                )
+
+    def _require_no_gradients(self) -> None:
+        if any(parameter.grad is not None for parameter in self._parameters):
+            name = next(name for name, parameter in self._model.named_parameters() if parameter.grad is not None)
+            raise ValueError(
+                f"{name} already has a gradient, which would be weighted wrongly: call optimizer.zero_grad() before the block"
+            )
 
 
 class BufferCopies:
@@ -72,7 +95,7 @@ class BufferCopies:
                     places.append((module._buffers, name))
                     buffers.append(buffer)
         same = len(buffers) == len(self._buffers) and all(map(operator.is_, buffers, self._buffers))
-        if buffers and same and all(map(operator.eq, map(_shape, buffers), map(_shape, self._copies))):
+        if buffers and same and all(a.shape == b.shape for a, b in zip(buffers, self._copies, strict=True)):
             torch._foreach_copy_(self._copies, buffers)  # one call, on a GPU one kernel
         else:
             self._copies = [buffer.detach().clone() for buffer in buffers]
@@ -93,23 +116,15 @@ def uncompiled(model: nn.Module) -> nn.Module:
     return inner
 
 
-def _check(
-    model: nn.Module, modules: Sequence[nn.Module], parameters: Sequence[nn.Parameter], optimizer: Optimizer
-) -> None:
+def _require_bare(model: nn.Module) -> None:
     if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
         raise ValueError(
             f"got a model wrapped in {type(model).__name__}: pass the bare model (model.module) and call it in the block; "
             "accumulate reduces the gradients itself"
         )
-    for module in modules:
-        shared = isinstance(module, Reparameterized) and module.shared_weight is not None
-        if shared or _MARK in vars(module):
-            raise ValueError("this model is already inside an accumulate or standardized block: leave that one first")
-    if any(parameter.grad is not None for parameter in parameters):
-        name = next(name for name, parameter in model.named_parameters() if parameter.grad is not None)
-        raise ValueError(
-            f"{name} already has a gradient, which would be weighted wrongly: call optimizer.zero_grad() before the block"
-        )
+
+
+def _require_own(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> None:
     own = set(map(id, parameters))
     foreign = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in own]
     if foreign:
