@@ -13,7 +13,7 @@ from torch import Tensor
 from batchless.data.augment import Augment, augmented, centred, erased_part
 from batchless.data.clip_sampling import FrameSampling
 from batchless.data.clips import ClipDataset
-from batchless.data.loading import check_micro_batches, check_sizes, checked_label, prepared
+from batchless.data.loading import check_micro_batches, check_sizes, labels_of, prepared
 from batchless.data.statistics import ChannelStatistics, normalized
 from batchless.data.video_files import ClipFrames
 
@@ -105,7 +105,7 @@ class _ClipBatches:
         found = [self._clip(index) for index in indices]
         return ClipBatch(
             clips=torch.stack([clip for clip, _ in found]),
-            labels=torch.tensor([checked_label(self.dataset, index) for index in indices]),
+            labels=torch.tensor(labels_of(self.dataset, indices)),
             short=torch.tensor([frames.length < self.sampling.span for _, frames in found]),
             damaged=torch.tensor([frames.damaged for _, frames in found]),
         )

@@ -131,7 +131,7 @@ class _Batches:
         self.mix, self.resize_to = mix, resize_to
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        images, labels = self._images(indices), torch.tensor([checked_label(self.dataset, index) for index in indices])
+        images, labels = self._images(indices), torch.tensor(labels_of(self.dataset, indices))
         if self.mix is None:
             return images, labels
         targets = F.one_hot(labels, len(self.dataset.classes)).float()
@@ -142,7 +142,7 @@ class _Batches:
                 # The partner as it looks when its own turn comes in this epoch.
                 images[position] = mixed(images[position], self._images([partner])[0], blend)
                 targets[position] *= blend.share
-                targets[position, checked_label(self.dataset, partner)] += 1 - blend.share
+                targets[position, labels_of(self.dataset, [partner])] += 1 - blend.share
         return images, targets
 
     def _images(self, indices: Sequence[int]) -> Tensor:
@@ -223,15 +223,16 @@ class Labelled(Protocol):
         """Names the sample in errors."""
 
 
-def checked_label(dataset: Labelled, index: int) -> int:
-    """The label of a sample; ValueError naming it if there is no such class."""
-    label, classes = dataset.label(index), len(dataset.classes)
-    if not 0 <= label < classes:
+def labels_of(dataset: Labelled, indices: Sequence[int]) -> list[int]:
+    """The labels of one or more samples; ValueError naming the first that has one of no class."""
+    labels, classes = [dataset.label(index) for index in indices], len(dataset.classes)
+    if min(labels) < 0 or max(labels) >= classes:
+        index, label = next(pair for pair in zip(indices, labels, strict=True) if not 0 <= pair[1] < classes)
         raise ValueError(
             f"{dataset.source(index)}: label {label} is out of range, there are {classes} classes"
             f" (0 to {classes - 1}); correct the label, or list its class"
         )
-    return label
+    return labels
 
 
 def prepared(
