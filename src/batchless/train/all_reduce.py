@@ -35,7 +35,6 @@ def resolve_group(process_group: ProcessGroup) -> dist.ProcessGroup | None:
     return group if group is not None and dist.get_world_size(group) > 1 else None
 
 
-@torch.no_grad()
 def reduce_gradients(
     parameters: Sequence[nn.Parameter], totals: Totals, moments: Sequence[Tensor], group: dist.ProcessGroup | None
 ) -> Totals:
@@ -55,7 +54,7 @@ def reduce_gradients(
     """
     if group is None:
         _require_samples(totals.samples, known_elsewhere=False)
-        _scale([parameter.grad for parameter in parameters if parameter.grad is not None], totals)
+        _scale(parameters, totals)
         return totals
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     if not trained:
@@ -74,17 +73,23 @@ def _require_samples(samples: int | Tensor, *, known_elsewhere: bool) -> None:
         )
 
 
-def _scale(gradients: list[Tensor], totals: Totals) -> None:
+def _scale(parameters: Sequence[nn.Parameter], totals: Totals) -> None:
+    known = isinstance(totals.first, int) and isinstance(totals.samples, int)
+    if known and totals.first == totals.samples:  # one micro-batch
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not gradients:
         return
-    if isinstance(totals.first, int) and isinstance(totals.samples, int):
-        if totals.first != totals.samples:
+    with torch.no_grad():
+        if known:
             torch._foreach_mul_(gradients, totals.first / totals.samples)
-        return
-    first, samples = (torch.as_tensor(count, device=gradients[0].device) for count in (totals.first, totals.samples))
-    torch._foreach_mul_(gradients, first / samples.clamp_min(1))
+            return
+        counts = (torch.as_tensor(count, device=gradients[0].device) for count in (totals.first, totals.samples))
+        first, samples = counts
+        torch._foreach_mul_(gradients, first / samples.clamp_min(1))
 
 
+@torch.no_grad()
 def _flatten(parameters: list[nn.Parameter], totals: Totals, moments: Sequence[Tensor]) -> Tensor:
     """`[gradients in samples, moments, which parameters have a gradient, samples, images]`, float32 or wider.
 
@@ -110,6 +115,7 @@ def _flatten(parameters: list[nn.Parameter], totals: Totals, moments: Sequence[T
     return torch.cat([*gradients, *(moment.to(dtype) for moment in moments), *used, *counts])
 
 
+@torch.no_grad()
 def _unflatten(flat: Tensor, parameters: list[nn.Parameter], totals: Totals, moments: Sequence[Tensor]) -> Totals:
     sizes = [parameter.numel() for parameter in parameters]
     pieces = torch.split(flat, [*sizes, *(moment.numel() for moment in moments), len(parameters), 1, 1])

@@ -80,7 +80,7 @@ class BufferCopies:
     """The buffers of a model as they were, in memory that is used again for as long as they are the same tensors."""
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
-        self._modules = modules
+        self._owners = [module._buffers for module in modules]
         self._places: list[tuple[dict[str, Tensor | None], str]] = []
         self._buffers: list[Tensor] = []
         self._copies: list[Tensor] = []
@@ -88,18 +88,14 @@ class BufferCopies:
     @torch.no_grad()
     def take(self) -> None:
         """Copy them as they are now."""
-        places, buffers = [], []
-        for module in self._modules:
-            for name, buffer in module._buffers.items():
-                if buffer is not None:
-                    places.append((module._buffers, name))
-                    buffers.append(buffer)
+        buffers = [buffer for owner in self._owners for buffer in owner.values() if buffer is not None]
         same = len(buffers) == len(self._buffers) and all(map(operator.is_, buffers, self._buffers))
-        if buffers and same and all(a.shape == b.shape for a, b in zip(buffers, self._copies, strict=True)):
-            torch._foreach_copy_(self._copies, buffers)  # one call, on a GPU one kernel
-        else:
-            self._copies = [buffer.detach().clone() for buffer in buffers]
-        self._places, self._buffers = places, buffers
+        if same and all(buffer.shape == copy.shape for buffer, copy in zip(buffers, self._copies, strict=True)):
+            if buffers:
+                torch._foreach_copy_(self._copies, buffers)  # one call, on a GPU one kernel
+            return
+        self._buffers, self._copies = buffers, [buffer.detach().clone() for buffer in buffers]
+        self._places = [(own, name) for own in self._owners for name, buffer in own.items() if buffer is not None]
 
     @torch.no_grad()
     def put_back(self) -> None:
