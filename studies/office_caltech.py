@@ -12,8 +12,8 @@ The protocol is FedBN's (docs/definitions.md): 62 training and 50 validation ima
 images in [0, 1], flips. Not theirs: no rotation; validation images are not augmented. Images are decoded and resized once, into
 archives beside the runs.
 
-One process of one thread for each cell. A cell that has ended is not run again, one that was interrupted goes on from its last
-checkpoint; when a cell has ended its checkpoints (456 MB) are deleted and its figures written to
+One process of one thread for each cell. A cell that has ended, or diverged, is not run again, one that was interrupted goes on
+from its last checkpoint; when a cell has ended its checkpoints (456 MB) are deleted and its figures written to
 `docs/studies/office_caltech.json`. `python -m studies.report` makes the tables from that. An estimate of the time comes first.
 """
 
@@ -35,7 +35,7 @@ from batchless.data import ImageDataset, open_images
 from batchless.data.domain_folders import find_domain_folders, open_domain_folder
 from batchless.data.folders import existing_folder
 from studies.office_cells import SECONDS, Cell, cells
-from studies.running import KEEPING_MEMORY, ended, keep_run, kept, run_cell, words_of
+from studies.running import KEEPING_MEMORY, ended, has_failed, keep_run, kept, run_cell, words_of
 
 RESULTS = Path("docs/studies/office_caltech.json")
 
@@ -96,6 +96,7 @@ def seconds_of_round(cell: Cell, records: Mapping[str, Any]) -> float:
         record["summary"]["seconds"] / record["summary"]["rounds"]
         for record in records.values()
         if all(record[key] == getattr(cell, key) for key in ("data", "image_size", "images_per_step"))
+        and "failed" not in record["summary"]
     ]
     return median(alike) if alike else SECONDS[cell.data, cell.image_size, cell.images_per_step]
 
@@ -162,7 +163,8 @@ def _run(cell: Cell, options: argparse.Namespace) -> bool:
         words = command(cell, root=archive(cell, options), folder=folder)
         if "--resume" not in words:
             shutil.rmtree(folder, ignore_errors=True)
-        if error := run_cell(cell.name, words, KEEPING_MEMORY):
+        error = run_cell(cell.name, words, KEEPING_MEMORY)
+        if error and not has_failed(folder):
             print(f"{cell.name}: {error}", flush=True)
             return False
     keep_run(RESULTS, cell.name, folder, asdict(cell))

@@ -217,10 +217,14 @@ def cells(stage: str, records: Mapping[str, Any]) -> list[Cell]:
 
 
 def chosen_rate(candidates: list[Cell], records: Mapping[str, Any]) -> Cell | None:
-    """The cell with the best validation accuracy of all its rounds; the smaller rate of equals. None: one is still missing."""
+    """The cell with the best validation accuracy of all its rounds; the smaller rate of equals.
+
+    None: one is still missing, or all have diverged.
+    """
     if any(cell.name not in records for cell in candidates):
         return None
     return max(
-        candidates,
+        (cell for cell in candidates if "failed" not in records[cell.name]["summary"]),
         key=lambda cell: (records[cell.name]["summary"]["chosen_validation_accuracy"], -cell.learning_rate),
+        default=None,
     )

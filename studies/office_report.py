@@ -19,8 +19,9 @@ _CIFAR_RULE = "|---|---|---:|---:|---:|---:|"
 def federated_tables(records: Mapping[str, Any]) -> Iterator[list[str]]:
     """One Markdown table for each resolution and step, and one for CIFAR-10; none where nothing is kept.
 
-    Rows are settings with their seeds, best validation accuracy first: the rate of a method is its first row. Published
-    numbers are at full resolution and stand beside the reduced rows to be compared in their order only.
+    Rows are settings with their seeds, best validation accuracy first: the rate of a method is its first row. A run that
+    diverged is said to have, and is in no mean. Published numbers are at full resolution and stand beside the reduced rows to
+    be compared in their order only.
     """
     office = [record for record in records.values() if record["data"] == "office"]
     for size in (FULL, SMALL):
@@ -54,12 +55,11 @@ def _rows(records: list[dict[str, Any]]) -> list[str]:
     groups.sort(key=lambda group: (group[0]["method"], -_mean(group, "chosen_validation_accuracy")))
     lines = []
     for group in groups:
-        one = group[0]
+        one, done = group[0], _ended(group)
         published = PUBLISHED.get((one["method"], one["images_per_step"]))
-        domains = group[0]["summary"]["domains"]
         by_domain = ", ".join(
-            f"{name} {100 * fmean(each['summary']['domains'][name]['accuracy'] for each in group):.1f}"
-            for name in domains
+            f"{name} {100 * fmean(each['summary']['domains'][name]['accuracy'] for each in done):.1f}"
+            for name in (done[0]["summary"]["domains"] if done else ())
         )
         gamma = one["gamma"] or ("constant" if one["method"] == "fedwon" else "")
         cells = [
@@ -69,7 +69,7 @@ def _rows(records: list[dict[str, Any]]) -> list[str]:
             f"{one['learning_rate']:g}",
             gamma,
         ]
-        cells += [str(len(group)), _percent(group, "test_accuracy"), _percent(group, "chosen_test_accuracy"), by_domain]
+        cells += [_number(group), _percent(group, "test_accuracy"), _percent(group, "chosen_test_accuracy"), by_domain]
         lines.append("| " + " | ".join([*cells, "" if published is None else f"{published:.1f}"]) + " |")
     return lines
 
@@ -79,7 +79,7 @@ def _cifar_rows(records: list[dict[str, Any]]) -> list[str]:
     for group in _grouped(records, ("method", "alpha")):
         alpha = group[0]["alpha"] or "iid"
         published = PUBLISHED_CIFAR.get((group[0]["method"], alpha))
-        cells = [group[0]["method"], alpha, str(len(group)), _percent(group, "test_accuracy")]
+        cells = [group[0]["method"], alpha, _number(group), _percent(group, "test_accuracy")]
         cells += [_percent(group, "chosen_test_accuracy"), "" if published is None else f"{published:.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
@@ -93,8 +93,19 @@ def _grouped(records: list[dict[str, Any]], keys: tuple[str, ...]) -> list[list[
 
 
 def _mean(group: list[dict[str, Any]], figure: str) -> float:
-    return fmean(record["summary"][figure] for record in group)
+    """Below all others where none has ended."""
+    return fmean([record["summary"][figure] for record in _ended(group)] or [-1.0])
 
 
 def _percent(group: list[dict[str, Any]], figure: str) -> str:
-    return percent([record["summary"][figure] for record in group])
+    return percent([record["summary"][figure] for record in _ended(group)])
+
+
+def _ended(group: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [record for record in group if "failed" not in record["summary"]]
+
+
+def _number(group: list[dict[str, Any]]) -> str:
+    """Of runs that have ended, and of those that have not."""
+    failed = len(group) - len(_ended(group))
+    return str(len(group) - failed) + (f", and {failed} diverged" if failed else "")

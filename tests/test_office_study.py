@@ -74,6 +74,24 @@ def test_cells_are_run_once_kept_and_cleaned_up(study, tmp_path, capsys):
     assert row.endswith("| 75.6 |")
 
 
+def test_a_run_that_diverges_is_kept_as_that(study, tmp_path, monkeypatch, capsys):
+    wild = [replace(TINY, method="fedavg", learning_rate=rate, clipping=None, rounds=2) for rate in (1e30, 2e30)]
+    monkeypatch.setattr(office_caltech, "cells", lambda stage, records: wild)
+    assert office_caltech.main(study) == 0
+    assert "failed: round" in capsys.readouterr().out
+    records = kept(tmp_path / "results.json")
+    assert all("NaN or infinite" in record["summary"]["failed"] for record in records.values())
+    assert chosen_rate(wild, records) is None
+    (table,) = federated_tables(
+        {name: each | {"image_size": 96, "images_per_step": 32} for name, each in records.items()}
+    )
+    assert "| fedavg | 2 | off | 1e+30 |  | 0, and 1 diverged |  |  |  | 66.3 |" in table
+    records[wild[0].name]["summary"] = {"chosen_validation_accuracy": 0.1}
+    assert chosen_rate(wild, records) == wild[0]
+    assert office_caltech.main(study) == 0
+    assert capsys.readouterr().out == ""
+
+
 def test_a_missing_folder_is_one_line(study, tmp_path, capsys):
     shutil.rmtree(tmp_path / "images")
     assert office_caltech.main(study) == 2
