@@ -20,6 +20,8 @@ from batchless.federated.wire import (
     figures_text,
     read_array,
     read_figures,
+    sent_tensors,
+    with_sent,
 )
 
 LIKE = torch.zeros(2, 3)
@@ -32,6 +34,16 @@ def npy(array: np.ndarray, **named: bool) -> bytes:
     file = BytesIO()
     np.save(file, array, **named)
     return file.getvalue()
+
+
+def test_an_updates_tensors_come_back():
+    update = Update(
+        weight=3.0, values={"w": torch.randn(2), "b": torch.randn(3).double()}, counters={"n": torch.tensor(7)}
+    )
+    again = with_sent(Update(weight=3.0), sent_tensors(update))
+    assert same_bits(again.values, update.values)
+    assert same_bits(again.counters, update.counters)
+    assert again.weight == 3.0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.float64, torch.uint8])

@@ -29,7 +29,7 @@ from batchless.federated.server import ServerState, require_usable
 from batchless.federated.site import Site
 from batchless.federated.state import KEPT, kept_elsewhere
 from batchless.federated.update import ClientFailedError, Update, failed
-from batchless.federated.wire import Answer, Order, figures_text, read_array, read_figures
+from batchless.federated.wire import Answer, Order, figures_text, read_array, read_figures, with_sent
 
 _ROUND, _TEXT, _ERROR, _SHARED, _INITIAL = "round", "text", "error", "shared", "initial"
 _POLL = 0.5
@@ -172,9 +172,7 @@ class FlowerEngine:
             _log.warning(
                 "round %d: client %d had lost its own layers and began with the initial ones", state.round + 1, client
             )
-        values = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
-        counters = {name: tensor for name, tensor in tensors.items() if name not in values}
-        update = replace(answer.update, values=values, counters=counters)
+        update = with_sent(answer.update, tensors)
         require_usable(update, state, client=client)
         privacy = self.order.config.privacy
         if privacy.level == "client":  # the noise hides what lies within the bound, whoever computed it

@@ -12,7 +12,7 @@ from batchless.federated.partition import Client
 from batchless.federated.preparation import open_federation, prepare_for
 from batchless.federated.server import ServerState
 from batchless.federated.update import ClientFailedError, failed
-from batchless.federated.wire import Answer, Order
+from batchless.federated.wire import Answer, Order, sent_tensors
 from batchless.runs import load_checkpoint
 from batchless.runs.checkpoint import save_checkpoint
 
@@ -48,7 +48,7 @@ class Site:
         with torch_threads(order.config.threads):
             for id, since in order.clients.items():
                 answer = self._train_one(place, store, order, state, id, since)
-                yield id, answer, {**answer.update.values, **answer.update.counters}
+                yield id, answer, sent_tensors(answer.update)
 
     def _train_one(
         self, place: "_Place", store: "LocalStore", order: Order, state: ServerState, id: int, since: int

@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from typing import Any
 
@@ -133,6 +133,18 @@ def read_figures(text: str) -> dict[Any, dict[str, float]]:
         return found
     except (TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
         raise ValueError(f"sent figures that cannot be read: {error}") from error
+
+
+def sent_tensors(update: Update) -> dict[str, Tensor]:
+    """The tensors of one client's update that go to the server, by their keys."""
+    return {**update.values, **update.counters}
+
+
+def with_sent(update: Update, tensors: Mapping[str, Tensor]) -> Update:
+    """The update with what `sent_tensors` has made of it."""
+    values = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    counters = {name: tensor for name, tensor in tensors.items() if name not in values}
+    return replace(update, values=values, counters=counters)
 
 
 def read_array(data: bytes, *, name: str, like: Tensor, wider: bool = False) -> Tensor:
