@@ -1,5 +1,6 @@
 """Federated runs of seconds on real handwriting in three domains: as it is, inverted, and pale."""
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 from batchless.federated import FederateConfig, FederatedDataSettings, ServerSettings
 from batchless.federated.client import CLIENT_OPTIMIZER
 from batchless.federated.privacy import PrivacySettings
+from batchless.federated.rounds import OnRound, RoundProgress
 from batchless.runs import load_checkpoint, read_run
 from batchless.train import OptimizerSettings
 
@@ -114,6 +116,16 @@ def script(name: str, *words: object, processes: int = 1) -> list[str]:
         launch += ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
         launch += ["--nproc_per_node", str(processes)]
     return [*launch, str(Path(__file__).with_name(name)), *map(str, words)]
+
+
+def held_in(round: int) -> OnRound:
+    """Goes no further than this round, so that who kills the run may be late: on a busy machine it would have ended."""
+
+    def hold(progress: RoundProgress) -> None:
+        while progress.round >= round:
+            signal.pause()
+
+    return hold
 
 
 def saved(rounds: int) -> Callable[[Any], bool]:

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from domain_runs import config
+from domain_runs import config, held_in
 
 from batchless.federated import resume_federation, run_federation
 
@@ -14,7 +14,8 @@ def main(folder: str, name: str | None = None, root: str = "", workers: str = "1
     if name is None:
         resume_federation(folder)
     else:
-        run_federation(config(name, Path(root), Path(folder), rounds=ROUNDS, workers=int(workers), evaluate_every=3))
+        asked = config(name, Path(root), Path(folder), rounds=ROUNDS, workers=int(workers), evaluate_every=3)
+        run_federation(asked, held_in(ROUNDS - 1))
 
 
 if __name__ == "__main__":

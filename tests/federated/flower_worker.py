@@ -3,10 +3,12 @@
 import sys
 from pathlib import Path
 
-from test_flower_loopback import PATIENT, small
+from domain_runs import held_in
+from test_flower_loopback import PATIENT, ROUNDS, small
 
 from batchless.federated.loopback import federate_on_loopback
 
 if __name__ == "__main__":
     folder, name, root = sys.argv[1:]
-    federate_on_loopback(small(name, Path(root), Path(folder), engine="flower", flower=PATIENT))
+    asked = small(name, Path(root), Path(folder), engine="flower", flower=PATIENT)
+    federate_on_loopback(asked, held_in(ROUNDS))
