@@ -14,7 +14,20 @@ from batchless.runs import RunFolder
 from batchless.runs.atomic import write_text
 from batchless.runs.environment import describe_environment
 from batchless.runs.folder import strict_json
-from bench import compiled, detector, federated, inference, loading, memory, norms, passes, step, tasks, weights
+from bench import (
+    compiled,
+    detector,
+    federated,
+    inference,
+    loading,
+    memory,
+    norms,
+    passes,
+    step,
+    step_targets,
+    tasks,
+    weights,
+)
 from bench.report import (
     busy_warning,
     comparison_json,
@@ -28,6 +41,7 @@ BENCHMARKS = {
     "norms": norms,
     "passes": passes,
     "step": step,
+    "step-targets": step_targets,
     "memory": memory,
     "compiled": compiled,
     "detector": detector,
@@ -107,8 +121,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "name",
         choices=BENCHMARKS,
         help="weights, norms: standardizing, normalizing alone; passes: normalizing's kernels; step, detector: whole "
-        "optimizer steps; memory: activations; compiled: torch.compile and bfloat16; inference: after fold; loading: files "
-        "against learning from them; federated: rounds against their steps alone",
+        "optimizer steps; step-targets: those that a target names, in pairs; memory: activations; compiled: torch.compile "
+        "and bfloat16; inference: after fold; loading: files against learning from them; federated: rounds against their "
+        "steps alone",
     )
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="torch threads (1)")
     parser.add_argument(

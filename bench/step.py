@@ -12,7 +12,7 @@ from torch.optim import SGD
 import batchless as bl
 from bench.formulas import AuthorsBatchChannelNorm, authors_conv, timm_conv, with_layers
 from bench.saved import saved_in_step
-from bench.timing import Clock, Comparison, Contestant, Target, interleave
+from bench.timing import Clock, Comparison, Contestant, Target, Times, interleave
 
 REPEATS = 10
 MICRO_BATCHES = 8
@@ -28,18 +28,13 @@ MicroBatches = Sequence[tuple[Tensor, Tensor]]
 Forward = Callable[[Tensor], Tensor]
 
 
-def gn_targets(at_most: float) -> tuple[Target, ...]:
-    """What weight standardization may cost."""
-    return (Target(of="gn+ws, accumulate", base="gn, accumulate", at_most=at_most),)
-
-
-def bcn_targets(at_most: float) -> tuple[Target, ...]:
-    """What `bcn-micro+ws` may cost in `bn` steps; in the authors' steps one half."""
-    ours = "bcn-micro+ws, accumulate"
-    return (
-        Target(of=ours, base="bn, plain loop", at_most=at_most),
-        Target(of=ours, base="authors' bcn + ws, plain loop", at_most=0.5),
-    )
+def plans() -> Iterator[tuple[Callable[[nn.Module], "Models"], tuple[Target, ...], int]]:
+    """What makes the contestants, what is asked of them, the comparison's base first, and the micro-batches of a step."""
+    for count, gn_at_most, bcn_at_most in ((1, 1.08, 1.12), (MICRO_BATCHES, 1.03, 1.06)):
+        yield gn_models, (Target(of="gn+ws, accumulate", base="gn, accumulate", at_most=gn_at_most),), count
+        ours = "bcn-micro+ws, accumulate"
+        of_bn = Target(of=ours, base="bn, plain loop", at_most=bcn_at_most)
+        yield bcn_models, (of_bn, Target(of=ours, base="authors' bcn + ws, plain loop", at_most=0.5)), count
 
 
 def comparisons(
@@ -49,26 +44,38 @@ def comparisons(
     torch.manual_seed(seed)
     model = torchvision.models.resnet50()
     data = micro_batches(MICRO_BATCHES, image_size=IMAGE_SIZE)
-    plans = (
-        (gn_models, "gn, accumulate", gn_targets(1.08), data[:1]),
-        (bcn_models, "bn, plain loop", bcn_targets(1.12), data[:1]),
-        (gn_models, "gn, accumulate", gn_targets(1.03), data),
-        (bcn_models, "bn, plain loop", bcn_targets(1.06), data),
-    )
-    for models, base, targets, images in plans:
+    for models, targets, count in plans():
         built = models(model)
-        contestants = {name: step(contestant, images) for name, (step, contestant) in built.items()}
-        saved = {name: saved_in_step(contestant, images[0][0]) for name, (_, contestant) in built.items()}
-        times = interleave(contestants, repeats=repeats or REPEATS, seed=seed, clock=clock, on_round=on_round)
-        require_finite({name: contestant for name, (_, contestant) in built.items()})
+        saved = {name: saved_in_step(contestant, data[0][0]) for name, (_, contestant) in built.items()}
         yield Comparison(
-            title=f"ResNet-50 optimizer step, micro-batches of one {IMAGE_SIZE} px image, {len(images)} per step",
-            base=base,
-            times=times,
+            title=title(count),
+            base=targets[0].base,
+            times=times_of(built, data[:count], repeats=repeats or REPEATS, seed=seed, clock=clock, on_round=on_round),
             targets=targets,
             byte_targets=BCN_BYTES if models is bcn_models else (),
             saved_bytes=saved,
         )
+
+
+def title(count: int) -> str:
+    """One line, for so many micro-batches in a step."""
+    return f"ResNet-50 optimizer step, micro-batches of one {IMAGE_SIZE} px image, {count} per step"
+
+
+def times_of(
+    built: "Models",
+    images: MicroBatches,
+    *,
+    repeats: int,
+    seed: int,
+    clock: Clock,
+    on_round: Callable[[int, int], None],
+) -> Times:
+    """Times of whole steps of each network, none of which diverged."""
+    contestants = {name: step(contestant, images) for name, (step, contestant) in built.items()}
+    times = interleave(contestants, repeats=repeats, seed=seed, clock=clock, on_round=on_round)
+    require_finite({name: contestant for name, (_, contestant) in built.items()})
+    return times
 
 
 def micro_batches(count: int, *, image_size: int) -> list[tuple[Tensor, Tensor]]:

@@ -17,7 +17,7 @@ from torchvision.models import resnet18
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench is run from the repository root, not installed
 
-from bench import detector, inference, loading, norms, passes, step, weights
+from bench import detector, inference, loading, norms, passes, step, step_targets, weights
 from bench.__main__ import main
 from bench.formulas import (
     AuthorsBatchChannelNorm,
@@ -158,6 +158,20 @@ def test_bcn_contestants_start_from_the_same_parameters_and_step(double_images):
     authors = [layer for _, m in models.values() for layer in m.modules() if isinstance(layer, AuthorsBatchChannelNorm)]
     assert len(authors) == 2
     assert all(bool((layer.batch_norm.running_mean != 0).all()) for layer in authors)
+
+
+def test_pairs_are_judged_by_the_targets_of_the_whole_comparisons(monkeypatch):
+    monkeypatch.setattr("torchvision.models.resnet50", Small)
+    for module in (step, step_targets):
+        monkeypatch.setattr(module, "IMAGE_SIZE", 16)
+    asked = {"repeats": 1, "seed": 0, "clock": time.perf_counter, "on_round": lambda *_: None}
+    whole, pairs = list(step.comparisons(**asked)), list(step_targets.comparisons(**asked))
+    assert [found.title for found in pairs] == [found.title for found in whole]
+    assert [found.title.split(", ")[-1] for found in pairs] == ["1 per step"] * 2 + ["8 per step"] * 2
+    assert [target.at_most for found in pairs for target in found.targets] == [1.08, 1.12, 1.03, 1.06]
+    for pair, found in zip(pairs, whole, strict=True):
+        assert pair.targets == found.targets[:1]
+        assert set(pair.times) == {pair.targets[0].of, pair.targets[0].base} < set(found.times)
 
 
 def test_bytes_are_those_inside_a_step_and_leave_the_model_alone(double_images):
