@@ -191,10 +191,7 @@ class _Small(torch.autograd.Function):
     ) -> Tensor:
         ctx.eps = eps
         y = _by_statistics(input, gamma, beta, statistics, eps)
-        samples, channels, groups = input.shape[0], input.shape[1], gain.numel()
-        gain, bias = (_per_channel(value, channels) for value in (gain, bias))
-        positions = y.numel() // (samples * channels)
-        output, mean, rstd = torch.ops.aten.native_group_norm(y, gain, bias, samples, channels, positions, groups, eps)
+        output, mean, rstd = torch.ops.aten.native_group_norm(y, gain, bias, *_groups_as_channels(y, gain), eps)
         ctx.save_for_backward(input, gamma, beta, gain, mean, rstd, *statistics)
         return output  # type: ignore[no-any-return]
 
@@ -202,11 +199,9 @@ class _Small(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         input, gamma, beta, gain, mean, rstd, *statistics = ctx.saved_tensors
-        samples, channels, groups = input.shape[0], input.shape[1], mean.shape[1]
-        positions = input.numel() // (samples * channels)
         y = _by_statistics(input, gamma, beta, statistics, ctx.eps)
         gradient, gain_gradient, bias_gradient = torch.ops.aten.native_group_norm_backward(
-            gradient.contiguous(), y, mean, rstd, gain, samples, channels, positions, groups, [True, True, True]
+            gradient.contiguous(), y, mean, rstd, gain, *_groups_as_channels(y, gain), [True, True, True]
         )
         input_gradient, gamma_gradient, beta_gradient = torch.ops.aten.native_batch_norm_backward(
             gradient,
@@ -219,7 +214,6 @@ class _Small(torch.autograd.Function):
             ctx.eps,
             [ctx.needs_input_grad[0], True, True],
         )
-        gain_gradient, bias_gradient = (value.view(groups, -1).sum(1) for value in (gain_gradient, bias_gradient))
         return input_gradient, gamma_gradient, beta_gradient, gain_gradient, bias_gradient, None, None
 
 
@@ -233,9 +227,14 @@ def _by_statistics(input: Tensor, gamma: Tensor, beta: Tensor, statistics: Seque
     return y
 
 
-def _per_channel(per_group: Tensor, channels: int) -> Tensor:
-    """`[G]` as `[C]`, each group's value for all of its channels."""
-    return per_group.view(-1, 1).expand(-1, channels // per_group.numel()).reshape(-1)
+def _groups_as_channels(y: Tensor, gain: Tensor) -> tuple[int, int, int, int]:
+    """N, channels, positions and groups for torch's kernel of group normalization, with each group of `y` as one channel.
+
+    A group's channels lie one after the other, so it is a channel of K P positions with one gain and bias: neither are to be
+    repeated for each channel, nor their gradients to be summed.
+    """
+    samples, groups = y.shape[0], gain.numel()
+    return samples, groups, y.numel() // (samples * groups), groups
 
 
 def _gradient_sums(gradient: Tensor, input: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
