@@ -49,6 +49,7 @@ class Case:
         clients: how many.
         images: of each client.
         at_most: what a round may take, in pure loops.
+        rounds: for each repeat that is asked for: where they are short, more of them decide.
     """
 
     title: str
@@ -57,6 +58,7 @@ class Case:
     clients: int
     images: int
     at_most: float
+    rounds: int = 1
 
 
 def small_network() -> nn.Module:
@@ -77,7 +79,13 @@ CASES = (
         at_most=1.05,
     ),
     Case(
-        title="a network of 25 k parameters", network=small_network, image_size=32, clients=50, images=160, at_most=1.15
+        title="a network of 25 k parameters",
+        network=small_network,
+        image_size=32,
+        clients=50,
+        images=160,
+        at_most=1.15,
+        rounds=5,
     ),
 )
 
@@ -87,10 +95,11 @@ def comparisons(
 ) -> Iterator[Comparison]:
     """Each case in one process and in two, what there is to say of memory, and Flower's simulation where it is installed."""
     for number, case in enumerate(CASES):
+        count = (repeats or REPEATS) * case.rounds
         model, workplace, state = federation(case, seed=seed)
         with ExitStack() as ending:
             found = contestants(case, model, workplace, state, ending)
-            times = interleave(found, repeats=repeats or REPEATS, seed=seed, clock=clock, on_round=on_round)
+            times = interleave(found, repeats=count, seed=seed, clock=clock, on_round=on_round)
             require_finite({"the pure loop's network": model, "the engine's network": workplace.model})
         last = number == len(CASES) - 1
         yield Comparison(
@@ -104,7 +113,7 @@ def comparisons(
             notes=(gain_note(times, seed=seed), *(memory_notes() if last else ()), *(flower_notes() if last else ())),
         )
         if is_installed():
-            yield beside_flower(case, repeats=repeats or REPEATS, seed=seed, clock=clock, on_round=on_round)
+            yield beside_flower(case, repeats=count, seed=seed, clock=clock, on_round=on_round)
 
 
 def contestants(

@@ -106,7 +106,7 @@ def test_a_step_is_the_papers_whatever_the_micro_batches(pieces):
         noised(model, optimizer, privacy, images_per_step=8, clip=None, words=(), seed=0) as step,
     ):
         for images, labels in zip(x.split(pieces), y.split(pieces), strict=True):
-            step.backward(F.cross_entropy(model(images), labels), samples=len(labels))
+            step.backward_sum(F.cross_entropy(model(images), labels, reduction="sum"), samples=len(labels))
     moved = torch.cat([(b - p.detach()).flatten() for b, p in zip(before, model.parameters(), strict=True)])
     torch.testing.assert_close(moved, torch.tensor(expected, dtype=torch.float64), rtol=1e-7, atol=1e-12)
 
@@ -131,7 +131,7 @@ def test_one_image_changes_the_sum_by_no_more_than_the_clip():
         with per_image_gradients(model):
             optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
             with noised(model, optimizer, NOISELESS, images_per_step=1, clip=None, words=(), seed=0) as step:
-                step.backward(F.cross_entropy(model(x[rows]), y[rows]), samples=len(y[rows]))
+                step.backward_sum(F.cross_entropy(model(x[rows]), y[rows], reduction="sum"), samples=len(y[rows]))
                 sums.append(torch.cat([sum.flatten().clone() for sum in step.sums]))
     assert float((sums[0] - sums[1]).norm()) == pytest.approx(NOISELESS.clip_norm, rel=1e-9)
 

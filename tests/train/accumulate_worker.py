@@ -94,10 +94,14 @@ def micro_batches(sizes: Sequence[tuple[int, int]], *, seed: int) -> list[Batch]
     return batches
 
 
+def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Cross-entropy summed over the labelled images."""
+    return F.cross_entropy(model(batch[0]), batch[1], reduction="sum")
+
+
 def mean_loss(model: nn.Module, batch: Batch) -> Tensor:
     """Cross-entropy averaged over the labelled images, 0 if none is."""
-    total = F.cross_entropy(model(batch[0]), batch[1], reduction="sum")
-    return total / (batch[1] >= 0).sum().clamp_min(1)
+    return summed_loss(model, batch) / (batch[1] >= 0).sum().clamp_min(1)
 
 
 def samples_in(batch: Batch, counts: Counts = "int", *, position: int = 0) -> int | Tensor:
@@ -108,13 +112,22 @@ def samples_in(batch: Batch, counts: Counts = "int", *, position: int = 0) -> in
 
 
 def block_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, batches: Sequence[Batch], counts: Counts = "int", **options: Any
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Sequence[Batch],
+    counts: Counts = "int",
+    *,
+    summed: bool = False,
+    **options: Any,
 ) -> None:
-    """One step of `accumulate` over the micro-batches."""
+    """One step of `accumulate` over the micro-batches, from their mean losses or from their sums."""
     with accumulate(model, optimizer, **options) as step:
         for position, batch in enumerate(batches):
             samples = samples_in(batch, counts, position=position)
-            step.backward(mean_loss(model, batch), samples=samples, images=len(batch[0]))
+            if summed:
+                step.backward_sum(summed_loss(model, batch), samples=samples, images=len(batch[0]))
+            else:
+                step.backward(mean_loss(model, batch), samples=samples, images=len(batch[0]))
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor | None]:

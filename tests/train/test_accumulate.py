@@ -44,14 +44,19 @@ def full_step(model, optimizer, batches):
 @pytest.mark.parametrize("weight", LAYERS)
 @pytest.mark.parametrize("act", ["gn", "ln", "in", "none"])
 @settings(max_examples=8, deadline=None, derandomize=True)
-@given(sizes=SIZES, counts=st.sampled_from(["int", "tensor", "mixed"]), kind=st.sampled_from(sorted(OPTIMIZERS)))
-def test_equals_the_full_batch_steps(act, weight, sizes, counts, kind):
+@given(
+    sizes=SIZES,
+    counts=st.sampled_from(["int", "tensor", "mixed"]),
+    kind=st.sampled_from(sorted(OPTIMIZERS)),
+    summed=st.booleans(),
+)
+def test_equals_the_full_batch_steps(act, weight, sizes, counts, kind, summed):
     assume(any(labelled for _, labelled in sizes))
     model, whole = network(act, weight), network(act, weight)
     optimizers = [OPTIMIZERS[kind](m.parameters()) for m in (model, whole)]
     for seed in range(3):
         batches = micro_batches(sizes, seed=seed)
-        block_step(model, optimizers[0], batches, counts)
+        block_step(model, optimizers[0], batches, counts, summed=summed)
         full_step(whole, optimizers[1], batches)
     assert_close(snapshot(model), snapshot(whole), **EXACT)
     assert not torch.equal(model[0].weight, network(act, weight)[0].weight)
@@ -81,12 +86,13 @@ def test_many_steps_are_as_many_blocks_to_the_bit(act, weight):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("summed", [False, True])
 @pytest.mark.parametrize("counts", ["int", "tensor", "mixed"])
 @pytest.mark.parametrize("act", ["gn", "ln", "none", "bcn-micro"])  # torch's InstanceNorm2d raises on them
-def test_empty_micro_batches_change_nothing(act, counts):
+def test_empty_micro_batches_change_nothing(act, counts, summed):
     model, without = network(act, "ws"), network(act, "ws")
     empty, *batches = micro_batches([(0, 0), (3, 3), (2, 1)], seed=0)
-    block_step(model, sgd(model), [empty, batches[0], empty, batches[1], empty], counts)
+    block_step(model, sgd(model), [empty, batches[0], empty, batches[1], empty], counts, summed=summed)
     block_step(without, sgd(without), batches)
     assert_close(snapshot(model), snapshot(without), **EXACT)
 
@@ -222,16 +228,17 @@ def test_a_tied_and_a_frozen_weight_are_exact():
 # Loss scaling
 
 
+@pytest.mark.parametrize("summed", [False, True])
 @pytest.mark.parametrize("clip", [None, AGC(0.01), ClipNorm(0.01)])
 @pytest.mark.parametrize("enabled", [False, True])
-def test_a_grad_scaler_changes_nothing(enabled, clip):
+def test_a_grad_scaler_changes_nothing(enabled, clip, summed):
     models = network("bcn-micro", "ws"), network("bcn-micro", "ws")
     optimizers = [OPTIMIZERS["sgd"](model.parameters()) for model in models]
     scaler = torch.amp.GradScaler("cpu", enabled=enabled, growth_interval=2)
     for seed in range(4):
         batches = micro_batches([(2, 2), (1, 1)], seed=seed)
         for model, optimizer, used in zip(models, optimizers, (scaler, None), strict=True):
-            block_step(model, optimizer, batches, clip=clip, scaler=used)
+            block_step(model, optimizer, batches, clip=clip, scaler=used, summed=summed)
     assert_close(snapshot(models[0]), snapshot(models[1]), **EXACT)
     assert scaler.get_scale() == (4 * 65536.0 if enabled else 1.0)
 

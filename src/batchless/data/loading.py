@@ -23,7 +23,8 @@ from batchless.data.statistics import ChannelStatistics, normalized
 Batch = TypeVar("Batch")
 
 _MADE_TOGETHER_BYTES = 2**19
-"""Of float32 images, which so stay in the nearer cache until they are used. A batch takes some calls, however small it is."""
+"""Of float32 images, and of the bytes that they are made of: so they stay in the nearer cache until they are used. A batch
+takes some calls, however small it is."""
 
 
 def epoch_order(length: int, *, seed: int, epoch: int) -> list[int]:
@@ -160,11 +161,16 @@ class _Batches:
 
     def parts(self, micro_batches: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor]]:
         """What `batch` gives for each of them, where `is_held()`; small ones are made together, at the price of one."""
-        most = max(1, _MADE_TOGETHER_BYTES // (3 * self.image_size**2 * 4))
-        for together in _joined_up_to(micro_batches, most):
-            sizes = [len(indices) for indices in together]
-            images, labels = self.batch([index for indices in together for index in indices])
-            yield from zip(torch.split(images, sizes), torch.split(labels, sizes), strict=True)
+        pixels = 3 * self.image_size**2
+        for gathered in _joined_up_to(micro_batches, _MADE_TOGETHER_BYTES // pixels):
+            indices = [index for each in gathered for index in each]
+            squares, labels, begin = self._squares(indices), torch.tensor(labels_of(self.dataset, indices)), 0
+            for together in _joined_up_to(gathered, _MADE_TOGETHER_BYTES // (4 * pixels)):
+                sizes = [len(each) for each in together]
+                end = begin + sum(sizes)
+                images = normalized(squares[begin:end], self.mean_std)
+                yield from zip(torch.split(images, sizes), torch.split(labels[begin:end], sizes), strict=True)
+                begin = end
 
     def _held(self, indices: Sequence[int]) -> Tensor | None:
         if self.augment is not None or self.resize_to is not None:

@@ -1,5 +1,6 @@
 """The client's side of a round: local training on the one network of this process."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -168,7 +169,7 @@ def _train(
     if isinstance(algorithm, FedProx) and algorithm.mu > 0:
         clip = ProximalGradient(mu=algorithm.mu, model=model, clip=clip)
     step_named = _step_maker(model, optimizer, clip, settings)
-    total = torch.zeros((), dtype=torch.float64, device=settings.device)
+    losses = []
     samples: int | Tensor = 0
     seen = 0
     words = (state.round, client.id)
@@ -182,14 +183,14 @@ def _train(
             for prepared in planned.batches:
                 batch = task.to(prepared, settings.device)
                 loss, count = task.loss(model, batch)
-                mean = loss / (max(count, 1) if isinstance(count, int) else count.clamp_min(1))
-                step.backward(mean, samples=count, images=task.images(batch))
-                total += loss.detach()
+                step.backward_sum(loss, samples=count, images=task.images(batch))
+                losses.append(loss.detach())
                 samples = samples + count
         seen += planned.images
-    if not bool(total.isfinite()):
+    total = float(torch.stack(losses).sum(dtype=torch.float64)) if losses else 0.0
+    if not math.isfinite(total):
         raise ValueError("the loss became NaN or infinite: lower the learning rate, or clip (adaptive_clipping=0.1)")
-    return float(total), float(samples), seen
+    return total, float(samples), seen
 
 
 @dataclass(frozen=True, kw_only=True)

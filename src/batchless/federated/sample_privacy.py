@@ -39,15 +39,16 @@ def drawn_steps(
 
 
 class NoisedStep:
-    """One optimizer step of DP-SGD in the making; `backward` is called once for each micro-batch."""
+    """One optimizer step of DP-SGD in the making; `backward_sum` is called once for each micro-batch."""
 
     def __init__(self, model: nn.Module, *, clip_norm: float) -> None:
         self.clip_norm = clip_norm
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.sums = [torch.zeros_like(parameter) for parameter in self.parameters]
 
-    def backward(self, mean_loss: Tensor, samples: int | Tensor, images: int | Tensor | None = None) -> None:
+    def backward_sum(self, summed_loss: Tensor, samples: int | Tensor, images: int | Tensor | None = None) -> None:
         """Add the clipped gradients of a micro-batch's images; arguments as those of `batchless.accumulate`'s step."""
+        mean_loss = summed_loss / (max(samples, 1) if isinstance(samples, int) else samples.clamp_min(1))
         mean_loss.backward()  # type: ignore[no-untyped-call]
         self._add()
 

@@ -46,33 +46,56 @@ class Step:
         Raises:
             ValueError: a loss that is not 0-d, a count that is none, or a step that has ended.
         """
+        samples = self._counted(mean_loss, samples, images)
+        if isinstance(self.first, Tensor):
+            count = torch.zeros_like(self.first) + samples
+            self._backward(mean_loss * (count / self.first.clamp_min(1)))
+        elif samples:
+            self._backward(mean_loss if samples == self.first else mean_loss * (samples / self.first))
+
+    def backward_sum(self, summed_loss: Tensor, samples: int | Tensor, images: int | Tensor | None = None) -> None:
+        """As `backward`, of the loss summed over the micro-batch's samples: one division less, there and back.
+
+        Args:
+            summed_loss: `mean_loss` times `samples`, 0-d.
+            samples: as in `backward`.
+            images: as in `backward`.
+
+        Raises:
+            ValueError: as `backward`.
+        """
+        samples = self._counted(summed_loss, samples, images)
+        if isinstance(self.first, Tensor):
+            self._backward(summed_loss / self.first.clamp_min(1))
+        elif samples:
+            if self._scaler is None:
+                torch.autograd.backward(summed_loss, summed_loss.new_full((), 1 / self.first))
+            else:
+                self._backward(summed_loss / self.first)
+
+    def _counted(self, loss: Tensor, samples: int | Tensor, images: int | Tensor | None) -> int | Tensor:
+        """The checked count of samples, added to the step's; `first` becomes a tensor with the first count that is one."""
         if not self._open:
             raise ValueError(
                 "this step has ended: call step.backward inside the `with batchless.accumulate(...)` block"
             )
-        if mean_loss.dim() != 0:
+        if loss.dim() != 0:
             raise ValueError(
-                f"mean_loss must be one number (0-d), got shape {tuple(mean_loss.shape)}: average it first"
+                f"the loss must be one number (0-d), got shape {tuple(loss.shape)}: average it, or give its sum to backward_sum"
             )
         samples = _count(samples, "samples")
-        images = samples if images is None else _count(images, "images")
-        self.images = self.images + images
+        self.images = self.images + (samples if images is None else _count(images, "images"))
         self.samples = self.samples + samples
         if isinstance(samples, int) and isinstance(self.first, int):
             self.first = self.first or samples
-            if samples == 0:
-                return
-            weighted = mean_loss if samples == self.first else mean_loss * (samples / self.first)
         else:
-            weighted = self._weigh_on_device(mean_loss, samples)
-        (weighted if self._scaler is None else self._scaler.scale(weighted)).backward()  # type: ignore[no-untyped-call]
+            count = torch.zeros((), device=loss.device, dtype=at_least_float32(loss.dtype)) + samples
+            first = torch.zeros_like(count) + self.first
+            self.first = torch.where(first > 0, first, count)
+        return samples
 
-    def _weigh_on_device(self, mean_loss: Tensor, samples: int | Tensor) -> Tensor:
-        dtype = at_least_float32(mean_loss.dtype)
-        count = torch.zeros((), device=mean_loss.device, dtype=dtype) + samples
-        first = torch.zeros_like(count) + self.first
-        self.first = torch.where(first > 0, first, count)
-        return mean_loss * (count / self.first.clamp_min(1))
+    def _backward(self, loss: Tensor) -> None:
+        (loss if self._scaler is None else self._scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
         """Refuse further calls."""
@@ -119,7 +142,8 @@ def accumulate(
         process_group: `"world"`: all processes, where torch.distributed is initialized; a group; None: never reduce.
 
     Yields:
-        A `Step`, whose `backward(mean_loss, samples=n)` takes the place of `loss.backward()`.
+        A `Step`, whose `backward(mean_loss, samples=n)`, or `backward_sum(summed_loss, samples=n)`, takes the place of
+        `loss.backward()`.
 
     Raises:
         ValueError: gradients already there, a block inside a block, a wrapped model, an optimizer of other parameters too,

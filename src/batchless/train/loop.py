@@ -206,10 +206,10 @@ class _Loop(Generic[Batch]):
                 with autocast(settings.device, settings.precision):
                     loss, count = self.task.loss(self.model, batch)
                 batch_images = self.task.images(batch)
-                mean = loss / (max(count, 1) if isinstance(count, int) else count.clamp_min(1))
-                step.backward(mean, samples=count, images=batch_images)
-                self.finite &= mean.detach().isfinite()
-                total = total + mean.detach() * batch_images
+                step.backward_sum(loss, samples=count, images=batch_images)
+                mean = loss.detach() / (max(count, 1) if isinstance(count, int) else count.clamp_min(1))
+                self.finite &= mean.isfinite()
+                total = total + mean * batch_images
                 own_images += batch_images
         self.processes.average_statistics(self.model)
         if self.average is not None:
