@@ -177,8 +177,8 @@ def _train(
         share = (state.round + planned.done) / state.planned_rounds
         for group in optimizer.param_groups:
             group["lr"] = settings.optimizer.learning_rate_at(share, images_per_step=settings.images_per_step)
-        # What the model itself draws.
-        seed_torch(Random(f"step/{seed}/{seen}").getrandbits(63), settings.device)
+        # What the model itself draws; `seed` is drawn from a string already, which takes as long as a layer.
+        seed_torch((seed + seen) % 2**63, settings.device)
         with step_named((*words, planned.epoch, planned.number)) as step:
             for prepared in planned.batches:
                 batch = task.to(prepared, settings.device)
@@ -226,7 +226,8 @@ def _step_maker(
 ) -> Callable[[Sequence[object]], AbstractContextManager[Any]]:
     """A function that from words which name an optimizer step makes its context, whose value has `backward`."""
     if settings.privacy.level != "sample":
-        accumulation = Accumulation(model, optimizer, clip=clip, process_group=None)
+        # The next client's state is loaded into whatever an exception leaves.
+        accumulation = Accumulation(model, optimizer, clip=clip, process_group=None, keep_buffers=False)
         return lambda words: accumulation.step()
     return lambda words: noised(
         model,

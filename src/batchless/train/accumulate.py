@@ -165,7 +165,9 @@ def accumulate(
 class Accumulation:
     """`accumulate` for many steps of a model whose layers stay the same: they are looked for once.
 
-    In a step of a small network looking for them takes as long as a layer. Arguments and errors are those of `accumulate`.
+    In a step of a small network looking for them takes as long as a layer. Arguments and errors are those of `accumulate`,
+    and `keep_buffers`: whether buffers get their values back after an exception in a step. Copying them takes as long as
+    looking for them, for nothing where they are loaded anew in any case.
     """
 
     def __init__(
@@ -176,12 +178,15 @@ class Accumulation:
         clip: Clip | None = None,
         scaler: GradScaler | None = None,
         process_group: ProcessGroup = "world",
+        keep_buffers: bool = True,
     ) -> None:
         self._model, self._optimizer, self._clip, self._scaler = model, optimizer, clip, scaler
         self._group = resolve_group(process_group)
         modules = list(uncompiled(model).modules())
         self._parameters = parameters_of(modules)
-        self._guard = Guard(uncompiled(model), optimizer, modules=modules, parameters=self._parameters)
+        self._guard = Guard(
+            uncompiled(model), optimizer, modules=modules, parameters=self._parameters, keep_buffers=keep_buffers
+        )
         self._reparameterized = [module for module in modules if isinstance(module, Reparameterized)]
         self._estimated = _estimated_layers(modules, several_processes=self._group is not None)
 

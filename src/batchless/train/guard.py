@@ -22,6 +22,7 @@ class Guard:
         optimizer: that steps it.
         modules: all of the model, itself included.
         parameters: all of the model.
+        keep_buffers: whether buffers are put back.
 
     Raises:
         ValueError: a wrapped model, one with a step in progress, or an optimizer of other parameters.
@@ -34,12 +35,16 @@ class Guard:
         *,
         modules: Sequence[nn.Module],
         parameters: Sequence[nn.Parameter],
+        keep_buffers: bool,
     ) -> None:
-        self._model, self._modules, self._parameters = model, modules, parameters
+        self._model, self._parameters = model, parameters
+        # By a dict an attribute is had without torch's looking through parameters, buffers and modules first.
+        self._attributes = [vars(module) for module in modules]
+        self._reparameterized = [module for module in modules if isinstance(module, Reparameterized)]
         _require_bare(model)
         self._require_outside()
         _require_own(optimizer, parameters)
-        self._before = BufferCopies(modules)
+        self._before = BufferCopies(modules if keep_buffers else ())
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -47,26 +52,23 @@ class Guard:
         self._require_outside()
         self._require_no_gradients()
         self._before.take()
-        for module in self._modules:
-            vars(module)[_MARK] = True  # as `setattr`, which looks through parameters, buffers and modules first
+        for attributes in self._attributes:
+            attributes[_MARK] = True
         try:
             yield
         except BaseException:
             self._before.put_back()
             raise
         finally:
-            for module in self._modules:
-                del vars(module)[_MARK]
+            for attributes in self._attributes:
+                del attributes[_MARK]
             for parameter in self._parameters:
                 parameter.grad = None
 
     def _require_outside(self) -> None:
-        for module in self._modules:
-            shared = isinstance(module, Reparameterized) and module.shared_weight is not None
-            if shared or _MARK in vars(module):
-                raise ValueError(
-                    "this model is already inside an accumulate or standardized block: leave that one first"
-                )
+        inside = any(_MARK in attributes for attributes in self._attributes)
+        if inside or any(module.shared_weight is not None for module in self._reparameterized):
+            raise ValueError("this model is already inside an accumulate or standardized block: leave that one first")
 
     def _require_no_gradients(self) -> None:
         if any(parameter.grad is not None for parameter in self._parameters):
