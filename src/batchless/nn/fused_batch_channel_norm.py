@@ -190,21 +190,22 @@ class _Small(torch.autograd.Function):
         eps: float,
     ) -> Tensor:
         ctx.eps = eps
-        y = _by_statistics(input, gamma, beta, statistics, eps)
-        output, mean, rstd = torch.ops.aten.native_group_norm(y, gain, bias, *_groups_as_channels(y, gain), eps)
+        grouped = input.shape[0], gain.numel(), -1
+        y = _by_statistics(input, gamma, beta, statistics, eps).view(grouped)
+        output, mean, rstd = torch.ops.aten.native_group_norm(y, gain, bias, *_groups_as_channels(y), eps)
         ctx.save_for_backward(input, gamma, beta, gain, mean, rstd, *statistics)
-        return output  # type: ignore[no-any-return]
+        return torch.ops.aten._unsafe_view(output, input.shape)  # type: ignore[no-any-return]  # not view: as above
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         input, gamma, beta, gain, mean, rstd, *statistics = ctx.saved_tensors
-        y = _by_statistics(input, gamma, beta, statistics, ctx.eps)
+        y = _by_statistics(input, gamma, beta, statistics, ctx.eps).view(*mean.shape, -1)
         gradient, gain_gradient, bias_gradient = torch.ops.aten.native_group_norm_backward(
-            gradient.contiguous(), y, mean, rstd, gain, *_groups_as_channels(y, gain), [True, True, True]
+            gradient.contiguous().view(y.shape), y, mean, rstd, gain, *_groups_as_channels(y), [True, True, True]
         )
         input_gradient, gamma_gradient, beta_gradient = torch.ops.aten.native_batch_norm_backward(
-            gradient,
+            gradient.view(input.shape),
             input,
             gamma,
             *statistics,
@@ -227,14 +228,14 @@ def _by_statistics(input: Tensor, gamma: Tensor, beta: Tensor, statistics: Seque
     return y
 
 
-def _groups_as_channels(y: Tensor, gain: Tensor) -> tuple[int, int, int, int]:
-    """N, channels, positions and groups for torch's kernel of group normalization, with each group of `y` as one channel.
+def _groups_as_channels(y: Tensor) -> tuple[int, int, int, int]:
+    """N, channels, positions and groups for torch's kernel of group normalization, of `y` `[N, G, K P]`: a group is a channel.
 
-    A group's channels lie one after the other, so it is a channel of K P positions with one gain and bias: neither are to be
-    repeated for each channel, nor their gradients to be summed.
+    Its own channels lie one after the other, so one gain and bias serve K P positions: neither are to be repeated for each
+    channel, nor their gradients to be summed.
     """
-    samples, groups = y.shape[0], gain.numel()
-    return samples, groups, y.numel() // (samples * groups), groups
+    samples, groups, values = y.shape
+    return samples, groups, values, groups
 
 
 def _gradient_sums(gradient: Tensor, input: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
