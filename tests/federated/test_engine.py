@@ -1,5 +1,6 @@
 """One round on whatever engine: the sum, the clients that are left out, and what is not forgiven."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_federation import client, federation, images, network, settings
+from tiny_federation import client, federation, images, network, same_bits, settings
 
 from batchless.federated.algorithms import Algorithm, Centralized, FedAvg, FedBN, Standalone
 from batchless.federated.engine import Engine, LocalEngine, Workplace, needed_locals, run_round
@@ -217,6 +218,20 @@ def test_slow_clients_change_no_bit_and_the_others_do_not_run_far_ahead():
         assert all(worker.slots for worker in engine.workers), "each has trained somebody"
         found, _ = one_round(engine, place, state)
     assert states_equal(expected, found)
+
+
+def test_an_update_stays_as_it_is_until_the_next_is_asked_for():
+    """Also where clients before it have failed, and the one that sums them takes longer than those who train."""
+    kinds = {0: odd_images.Slow, 1: odd_images.Unreadable, 3: odd_images.Unreadable}
+    place = workplace(*(odd(kinds[id], id) if id in kinds else client(id) for id in range(10)))
+    state = begin(place)
+    expected = {}
+    for update in LocalEngine(workplace=place).updates(state, range(10), {}):
+        expected[len(expected)] = {name: value.clone() for name, value in update.values.items()}
+    with WorkerEngine(place, state, count=2, threads=1) as engine:
+        for position, update in enumerate(engine.updates(state, range(10), {})):
+            time.sleep(0.2)
+            assert same_bits(update.values, expected[position]), position
 
 
 def test_stopping_within_a_round():

@@ -92,11 +92,15 @@ class _Worker:
     begun: float = 0.0
     position: int = -1
     slots: dict[int, Packed] = field(default_factory=dict)
+    numbers: int = 0
     free: list[int] = field(default_factory=list)
 
     def take_slot(self) -> int:
-        """One that nobody reads; the one used last, whose memory is warm."""
-        return self.free.pop() if self.free else len(self.slots)
+        """The number of one that nobody reads; the one used last, whose memory is warm."""
+        if not self.free:
+            self.free.append(self.numbers)
+            self.numbers += 1
+        return self.free.pop()
 
     def opened(self, answer: "_Trained", slot: int) -> Update:
         """The update, its values still in the slot; the worker is idle."""
@@ -107,9 +111,8 @@ class _Worker:
         return answer.update if empty else with_tensors(answer.update, self.slots[slot].tensors())
 
     def release(self, slot: int) -> None:
-        """The slot has been read."""
-        if slot in self.slots:
-            self.free.append(slot)
+        """The slot has been read, or its client has brought nothing."""
+        self.free.append(slot)
 
 
 class WorkerEngine:
@@ -177,18 +180,19 @@ class WorkerEngine:
                     packed = None if local is None else Packed.of(local)
                     slot = worker.take_slot()
                     self._give(worker, _Train(client=client, round=state.round, slot=slot, local=packed), at)
-            for worker, answer in self._answers(block=position not in arrived):
+            if position in arrived:
+                update, owner, slot = arrived.pop(position)
+                yield update
+                owner.release(slot)
+                position += 1
+                continue
+            for worker, answer in self._answers():  # then whoever is idle gets work before this one is summed
                 order, at = worker.order, worker.position
                 assert isinstance(order, _Train)
                 if isinstance(answer, _Trained):
                     arrived[at] = worker.opened(answer, order.slot), worker, order.slot
                 else:
                     arrived[at] = failed(ClientFailedError(order.client, answer.reason)), worker, order.slot
-            if position in arrived:
-                update, owner, slot = arrived.pop(position)
-                yield update
-                owner.release(slot)
-                position += 1
 
     def figures(self, state: ServerState, locals: Locals) -> Figures:
         """As `Engine.figures`; each domain is evaluated by one worker."""
@@ -202,7 +206,7 @@ class WorkerEngine:
                     domain = waiting.popleft()
                     packed = Packed.of(joined_locals(needed_locals(federation, locals, domain)))
                     self._give(worker, _Evaluate(domain=domain, round=state.round, locals=packed), -1)
-            for worker, answer in self._answers(block=True):
+            for worker, answer in self._answers():
                 assert isinstance(worker.order, _Evaluate)
                 if isinstance(answer, _Lost):
                     raise ValueError(f"evaluation of {worker.order.domain} failed: {answer.reason}; {answer.fix}")
@@ -218,10 +222,10 @@ class WorkerEngine:
         with suppress(OSError):  # it has died: `_answers` notices
             worker.connection.send(order)
 
-    def _answers(self, *, block: bool) -> Iterator[tuple[_Worker, Any]]:
-        """What busy workers have answered; for one that has died or is late, what has happened, after it was replaced."""
+    def _answers(self) -> Iterator[tuple[_Worker, Any]]:
+        """Wait for answers of busy workers; for one that has died or is late, what has happened, after it was replaced."""
         by_connection = {worker.connection: worker for worker in self.workers}
-        for connection in wait(list(by_connection), timeout=self._patience() if block else 0):
+        for connection in wait(list(by_connection), timeout=self._patience()):
             assert isinstance(connection, Connection)
             worker = by_connection[connection]
             try:
