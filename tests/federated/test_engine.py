@@ -1,5 +1,6 @@
 """One round on whatever engine: the sum, the clients that are left out, and what is not forgiven."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_federation import client, federation, images, network, same_bits, settings
 
+from batchless.federated import workers
 from batchless.federated.algorithms import Algorithm, Centralized, FedAvg, FedBN, Standalone
 from batchless.federated.engine import Engine, LocalEngine, Workplace, needed_locals, run_round
-from batchless.federated.packing import Packed, tensors_of, with_tensors, without_tensors
+from batchless.federated.packing import Packed, tensors_of, with_tensors, without_tensors, written
 from batchless.federated.partition import Client
 from batchless.federated.server import ServerState, initial_state
 from batchless.federated.summing import sum_in_blocks
@@ -76,7 +78,6 @@ def test_packed_tensors_come_back(shapes, dtypes):
         for i, (shape, dtype) in enumerate(zip(shapes, dtypes, strict=False))
     }
     packed = Packed.of(tensors)
-    assert packed.fits(tensors)
     again = packed.tensors()
     assert list(again) == list(tensors)
     for name, tensor in tensors.items():
@@ -85,6 +86,24 @@ def test_packed_tensors_come_back(shapes, dtypes):
         tensor.zero_()
     packed.write(tensors)
     assert all(not bool(view.any()) for view in packed.tensors().values())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"b": torch.ones(2), "a": torch.ones(3)},
+        {"a": torch.ones(3)},
+        {"a": torch.ones(3), "b": torch.ones(2).double()},
+        {"a": torch.ones(3), "b": torch.ones(2, 1)},
+    ],
+    ids=["order", "names", "types", "shapes"],
+)
+def test_tensors_that_do_not_fit_are_not_written(other):
+    views = Packed.of({"a": torch.zeros(3), "b": torch.zeros(2)}).tensors()
+    assert not written(other, views)
+    assert not any(bool(view.any()) for view in views.values())
+    assert written({"a": torch.ones(3), "b": torch.ones(2)}, views)
+    assert all(bool(view.all()) for view in views.values())
 
 
 def update(position: int) -> Update:
@@ -150,6 +169,23 @@ def test_a_worker_that_dies_costs_its_client_only():
     assert states_equal(after, again)
     alive = {worker.process.pid for worker in engine.workers}
     assert not alive, "the workers have ended with the engine"
+
+
+def test_what_a_dead_worker_had_still_to_do_is_done_by_another(monkeypatch):
+    """Orders are given ahead where clients are quick."""
+    monkeypatch.setattr(workers, "_QUICK", math.inf)
+    place = workplace(*(odd(odd_images.Deadly, id) if id == 6 else client(id) for id in range(16)))
+    state = begin(place)
+    without = workplace(*(odd(odd_images.Unreadable, id) if id == 6 else client(id) for id in range(16)))
+    expected, _ = one_round(LocalEngine(workplace=without), without, state)
+    with WorkerEngine(place, state, count=2, threads=1) as engine:
+        orders = set()
+        for _ in engine.updates(state, range(16), {}):
+            orders |= {len(worker.orders) for worker in engine.workers}
+        assert orders >= {1, 2}, "some were given ahead, the last ones were not"
+        found, brought = one_round(engine, place, state)
+    assert [(left.client, left.reason) for left in brought.left_out] == [(6, "its process ended (killed by SIGKILL)")]
+    assert states_equal(found, expected)
 
 
 def test_a_client_that_hangs_costs_its_part_of_one_round(tmp_path):

@@ -67,17 +67,10 @@ class Packed:
         self.buffer.share_memory_()  # type: ignore[no-untyped-call]
         return self
 
-    def fits(self, tensors: Mapping[str, Tensor]) -> bool:
-        """Whether `tensors` have the same names, types and shapes, in the same order."""
-        return [(place.name, place.dtype, place.shape) for place in self.places] == [
-            (name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()
-        ]
-
     def write(self, tensors: Mapping[str, Tensor]) -> None:
         """Put the values of tensors that fit in their places."""
-        assert self.fits(tensors)
-        for name, view in self.tensors().items():
-            view.copy_(tensors[name])
+        fitting = written(tensors, self.tensors())
+        assert fitting
 
     def tensors(self) -> dict[str, Tensor]:
         """Views of the buffer, by name."""
@@ -85,6 +78,21 @@ class Packed:
             place.name: self.buffer[place.begin : place.begin + place.bytes].view(place.dtype).view(place.shape)
             for place in self.places
         }
+
+
+def written(tensors: Mapping[str, Tensor], views: Mapping[str, Tensor]) -> bool:
+    """Copy tensors into views; False, and no copy, unless both have the same names, types and shapes in the same order.
+
+    Making the views of a buffer takes as long as copying a small network: who writes often keeps them.
+    """
+    into, given = list(views.values()), list(tensors.values())
+    if list(views) != list(tensors) or any(
+        view.dtype != tensor.dtype or view.shape != tensor.shape for view, tensor in zip(into, given, strict=True)
+    ):
+        return False
+    if into:
+        torch._foreach_copy_(into, given)
+    return True
 
 
 def tensors_of(update: Update) -> dict[str, Tensor]:

@@ -5,16 +5,14 @@ import pickle
 import signal
 import sys
 import time
-import traceback
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.multiprocessing import get_context  # whose pipes send tensors as files of shared memory
 
@@ -23,53 +21,18 @@ from batchless.federated.packing import (
     Packed,
     joined_locals,
     require_shared_memory,
-    separate_locals,
-    tensors_of,
     with_tensors,
-    without_tensors,
 )
 from batchless.federated.server import ServerState
 from batchless.federated.update import ClientFailedError, Update, failed
+from batchless.federated.worker_process import READY, Broke, Evaluate, Train, Trained, work
 from batchless.runs.atomic import reason
 
 _AHEAD = 3
 """Positions per worker that may be trained before the first of them is summed: a slow client makes the others wait then."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class _Train:
-    """An order to a worker."""
-
-    client: int
-    round: int
-    slot: int
-    local: Packed | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Evaluate:
-    """An order to a worker."""
-
-    domain: str
-    round: int
-    locals: Packed
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Trained:
-    """A worker's answer: the tensors lie in its slot, which comes along when it is new."""
-
-    update: Update
-    new: Packed | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Broke:
-    """A worker's answer: an error that is not a client's."""
-
-    message: str
-    mistake: bool
-    trace: str
+_QUICK = 0.1
+"""Seconds: a worker whose last client took less is given the next order while it trains, so that it need not wait for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,18 +43,15 @@ class _Lost:
     fix: str
 
 
-_READY = "ready"
-
-
 @dataclass(kw_only=True, eq=False)
 class _Worker:
     process: BaseProcess
     connection: Connection
     ready: bool = False
-    order: _Train | _Evaluate | None = None
+    orders: deque[Train | Evaluate] = field(default_factory=deque)
     begun: float = 0.0
-    position: int = -1
-    slots: dict[int, Packed] = field(default_factory=dict)
+    quick: bool = False
+    slots: dict[int, Mapping[str, Tensor]] = field(default_factory=dict)
     numbers: int = 0
     free: list[int] = field(default_factory=list)
 
@@ -102,13 +62,28 @@ class _Worker:
             self.numbers += 1
         return self.free.pop()
 
-    def opened(self, answer: "_Trained", slot: int) -> Update:
-        """The update, its values still in the slot; the worker is idle."""
-        self.order = None
+    def takes(self, *, ahead: bool) -> bool:
+        """Whether it may have another order; with `ahead` also while it trains, if that will not take long.
+
+        Not if the answer to come brings new memory: if the worker died in the next order, nobody could open it any more.
+        """
+        if not self.orders:
+            return True
+        now = self.orders[0]
+        return ahead and self.quick and len(self.orders) == 1 and isinstance(now, Train) and now.slot in self.slots
+
+    def answered(self) -> Train | Evaluate:
+        """The order that has an answer; the next one, if there is one, is under way."""
+        self.begun = time.monotonic()
+        return self.orders.popleft()
+
+    def opened(self, answer: Trained, slot: int) -> Update:
+        """The update, its values still in the slot."""
+        self.quick = answer.update.seconds < _QUICK
         if answer.new is not None:
-            self.slots[slot] = answer.new
+            self.slots[slot] = answer.new.tensors()
         empty = answer.update.left_out is not None  # a client that failed brings no tensors
-        return answer.update if empty else with_tensors(answer.update, self.slots[slot].tensors())
+        return answer.update if empty else with_tensors(answer.update, self.slots[slot])
 
     def release(self, slot: int) -> None:
         """The slot has been read, or its client has brought nothing."""
@@ -173,13 +148,16 @@ class WorkerEngine:
         arrived: dict[int, tuple[Update, _Worker, int]] = {}
         position = 0
         while position < len(chosen):
-            for worker in self._idle():
-                if waiting and waiting[0][0] < position + _AHEAD * len(self.workers):
-                    at, client = waiting.popleft()
-                    local = locals.get(client)
-                    packed = None if local is None else Packed.of(local)
-                    slot = worker.take_slot()
-                    self._give(worker, _Train(client=client, round=state.round, slot=slot, local=packed), at)
+            while waiting and waiting[0][0] < position + _AHEAD * len(self.workers):
+                at, client = waiting[0]
+                local = locals.get(client)
+                # Not ahead: with tensors the order may be too long for the pipe; the last ones go to whoever is free first.
+                worker = self._taker(ahead=local is None and len(waiting) > 2 * len(self.workers))
+                if worker is None:
+                    break
+                waiting.popleft()
+                packed, slot = None if local is None else Packed.of(local), worker.take_slot()
+                self._give(worker, Train(position=at, client=client, round=state.round, slot=slot, local=packed))
             if position in arrived:
                 update, owner, slot = arrived.pop(position)
                 yield update
@@ -187,12 +165,16 @@ class WorkerEngine:
                 position += 1
                 continue
             for worker, answer in self._answers():  # then whoever is idle gets work before this one is summed
-                order, at = worker.order, worker.position
-                assert isinstance(order, _Train)
-                if isinstance(answer, _Trained):
-                    arrived[at] = worker.opened(answer, order.slot), worker, order.slot
+                order = worker.answered()
+                assert isinstance(order, Train)
+                if isinstance(answer, Trained):
+                    arrived[order.position] = worker.opened(answer, order.slot), worker, order.slot
                 else:
-                    arrived[at] = failed(ClientFailedError(order.client, answer.reason)), worker, order.slot
+                    lost = failed(ClientFailedError(order.client, answer.reason))
+                    arrived[order.position] = lost, worker, order.slot
+                    waiting.extendleft(
+                        (next.position, next.client) for next in reversed(worker.orders) if isinstance(next, Train)
+                    )
 
     def figures(self, state: ServerState, locals: Locals) -> Figures:
         """As `Engine.figures`; each domain is evaluated by one worker."""
@@ -201,24 +183,27 @@ class WorkerEngine:
         waiting = deque(federation.domains)
         found: dict[str, Mapping[str, float]] = {}
         while len(found) < len(federation.domains):
-            for worker in self._idle():
-                if waiting:
-                    domain = waiting.popleft()
-                    packed = Packed.of(joined_locals(needed_locals(federation, locals, domain)))
-                    self._give(worker, _Evaluate(domain=domain, round=state.round, locals=packed), -1)
+            while waiting and (worker := self._taker(ahead=False)):
+                domain = waiting.popleft()
+                packed = Packed.of(joined_locals(needed_locals(federation, locals, domain)))
+                self._give(worker, Evaluate(domain=domain, round=state.round, locals=packed))
             for worker, answer in self._answers():
-                assert isinstance(worker.order, _Evaluate)
+                order = worker.answered()
+                assert isinstance(order, Evaluate)
                 if isinstance(answer, _Lost):
-                    raise ValueError(f"evaluation of {worker.order.domain} failed: {answer.reason}; {answer.fix}")
-                found[worker.order.domain] = answer
-                worker.order = None
+                    raise ValueError(f"evaluation of {order.domain} failed: {answer.reason}; {answer.fix}")
+                found[order.domain] = answer
         return {domain: found[domain] for domain in federation.domains}
 
-    def _idle(self) -> list[_Worker]:
-        return [worker for worker in self.workers if worker.order is None]
+    def _taker(self, *, ahead: bool) -> _Worker | None:
+        """Who takes the next order: one that has none, or with `ahead` one that will soon have none."""
+        fewest_first = sorted(self.workers, key=lambda worker: len(worker.orders))
+        return next((worker for worker in fewest_first if worker.takes(ahead=ahead)), None)
 
-    def _give(self, worker: _Worker, order: _Train | _Evaluate, position: int) -> None:
-        worker.order, worker.position, worker.begun = order, position, time.monotonic()
+    def _give(self, worker: _Worker, order: Train | Evaluate) -> None:
+        if not worker.orders:
+            worker.begun = time.monotonic()
+        worker.orders.append(order)
         with suppress(OSError):  # it has died: `_answers` notices
             worker.connection.send(order)
 
@@ -232,12 +217,12 @@ class WorkerEngine:
                 answer = connection.recv()
             except (OSError, EOFError):
                 how = self._replace(worker)
-                if worker.order is not None:
+                if worker.orders:
                     yield worker, _Lost(reason=f"its process ended ({how})", fix="use fewer workers")
                 continue
-            if answer == _READY:
+            if answer == READY:
                 worker.ready, worker.begun = True, time.monotonic()
-            elif isinstance(answer, _Broke):
+            elif isinstance(answer, Broke):
                 raise ValueError(answer.message) if answer.mistake else RuntimeError(answer.trace)
             else:
                 yield worker, answer
@@ -252,7 +237,7 @@ class WorkerEngine:
 
     def _left(self, worker: _Worker) -> float:
         """Seconds that a worker may still take; infinity for one that has nothing to do or has not begun."""
-        if self.timeout is None or worker.order is None or not worker.ready:
+        if self.timeout is None or not worker.orders or not worker.ready:
             return math.inf
         return worker.begun + self.timeout - time.monotonic()
 
@@ -283,66 +268,10 @@ class WorkerEngine:
         parts = {name: getattr(self.workplace, name) for name in ("federation", "algorithm", "task", "settings")}
         tensors = {"shared": self.shared, "initial": self.initial}
         arguments = (there, self.model, parts, tensors, self.planned_rounds, self.threads)
-        process = context.Process(target=_work, args=arguments, daemon=True)
+        process = context.Process(target=work, args=arguments, daemon=True)
         try:
             process.start()
         except (OSError, EOFError) as error:
             raise ValueError(f"a worker could not be started ({reason(error)}): use fewer workers") from error
         there.close()  # so that its death is the end of the pipe
         return _Worker(process=process, connection=here)
-
-
-def _work(
-    connection: Connection,
-    model: bytes,
-    parts: Mapping[str, Any],
-    tensors: Mapping[str, Packed],
-    planned_rounds: int,
-    threads: int,
-) -> None:
-    """A worker's life: until its pipe ends."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # a terminal or a scheduler tells all processes: the parent decides
-        signal.signal(number, signal.SIG_IGN)
-    torch.set_num_threads(threads)
-    with suppress(EOFError, OSError):
-        try:
-            workplace = Workplace(model=pickle.loads(model).to(parts["settings"].device), **parts)
-            shared, initial = tensors["shared"].tensors(), tensors["initial"].tensors()
-            start = ServerState(shared=shared, initial=initial, planned_rounds=planned_rounds)
-            answers = _Answers(workplace, start)
-            connection.send(_READY)
-            while True:
-                connection.send(answers.to(connection.recv()))
-        except (EOFError, OSError):
-            raise
-        except Exception as error:
-            connection.send(
-                _Broke(message=str(error), mistake=isinstance(error, ValueError), trace=traceback.format_exc())
-            )
-
-
-class _Answers:
-    """What a worker answers to each order."""
-
-    def __init__(self, workplace: Workplace, start: ServerState) -> None:
-        self.workplace, self.clients, self.start = workplace, workplace.clients(), start
-        self.slots: dict[int, Packed] = {}
-
-    def to(self, order: _Train | _Evaluate) -> _Trained | Mapping[str, float]:
-        """The answer."""
-        state = replace(self.start, round=order.round)  # the tensors are the parent's, who has written them
-        if isinstance(order, _Evaluate):
-            locals = separate_locals(order.locals.tensors())
-            return self.workplace.evaluate(state, locals, [order.domain])[order.domain]
-        local = None if order.local is None else order.local.tensors()
-        update = self.workplace.train(state, self.clients[order.client], local)
-        new = None if update.left_out is not None else self._put(tensors_of(update), order.slot)
-        return _Trained(update=without_tensors(update), new=new)
-
-    def _put(self, tensors: Mapping[str, Tensor], slot: int) -> Packed | None:
-        """Lay the tensors into the slot; the slot, if it had to be made."""
-        if slot in self.slots and self.slots[slot].fits(tensors):
-            self.slots[slot].write(tensors)
-            return None
-        self.slots[slot] = Packed.of(tensors).in_shared_memory()
-        return self.slots[slot]
