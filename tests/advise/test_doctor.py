@@ -48,7 +48,9 @@ def test_the_values_are_counted_for_any_number_of_images_and_any_example():
     model = nn.Sequential(nn.Conv2d(3, 3, 2, 2), nn.BatchNorm2d(3))
     for given in (1, 2, 5):
         assert explanation(model, (given, 3, 2, 4), 3) == "statistics of 6 values per channel at 3 images: mostly noise"
-        assert explanation(model, (given, 3, 2, 2), 2).endswith(": every output is near +1 or -1")
+        assert explanation(model, (given, 3, 2, 2), 2).endswith(
+            ": every output is near +1 or -1, and hardly a gradient gets through"
+        )
         assert "normalizes by the statistics of 4 images in training" in explanation(model, (given, 3, 2, 4), 4)
 
 
@@ -292,7 +294,7 @@ def test_the_proposal_is_tried_and_what_it_leaves_is_told():
     left = diagnose(narrow, torch.rand(1, 3, 8, 8), images_per_forward=1)
     assert left.conversion[-1] == (
         "tried on a copy: few values on 1 layer, such as 2 (statistics of 2 values per group at 1 image: every output is "
-        "near +1 or -1; fewer groups, such as gn(groups=1); or larger images)"
+        "near +1 or -1, and hardly a gradient gets through; fewer groups, such as gn(groups=1); or larger images)"
     )
     quick = diagnose(narrow, torch.rand(1, 3, 8, 8), images_per_forward=1, try_conversion=False)
     assert quick.conversion == left.conversion[:-1]

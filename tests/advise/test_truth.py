@@ -117,6 +117,21 @@ def test_nothing_is_said_to_raise_at_three_images_and_the_few_values_are_those_t
     assert all(told[name].startswith(f"statistics of {few[name]} values per channel at 3 images:") for name in few)
 
 
+@pytest.mark.parametrize("images", [2, 3])
+def test_hardly_a_gradient_gets_through_statistics_of_two_values(images):
+    """The output is the sign of a difference: d / sqrt(d^2 + eps), whose slope is eps / (d^2 + eps)^1.5."""
+    torch.manual_seed(0)
+    x = torch.linspace(-2, 2, images * 4, dtype=torch.float64).reshape(images, 4).requires_grad_()
+    y = nn.BatchNorm1d(4, dtype=torch.float64)(x)
+    y.backward(torch.randn_like(y))
+    assert x.grad is not None
+    if images == 2:
+        assert torch.allclose(y.detach().abs(), torch.ones_like(y), atol=1e-4)
+        assert float(x.grad.abs().max()) < 1e-4
+    else:
+        assert float(x.grad.abs().max()) > 1e-2
+
+
 @pytest.mark.parametrize("name", CONVERTED)
 @pytest.mark.parametrize("normalizer", ["gn+ws", "bcn-micro+ws"])
 def test_the_converted_model_is_right_at_one_image_and_said_to_be(name, normalizer):

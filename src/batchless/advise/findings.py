@@ -101,7 +101,7 @@ def _of_values(visit: Visit, conditions: Conditions, images_run: int) -> list[Fi
     if fewest == 1:
         explanation = f"1 value per {unit} at {at}: its variance is 0, whatever the value"
         return [Finding("error", visit.name, "one value", explanation, _fix_for(visit))]
-    noise = "every output is near +1 or -1" if fewest == 2 else "mostly noise"
+    noise = "every output is near +1 or -1, and hardly a gradient gets through" if fewest == 2 else "mostly noise"
     explanation = f"statistics of {fewest} values per {unit} at {at}: {noise}"
     return [Finding("warning", visit.name, "few values", explanation, _fix_for(visit))]
 
