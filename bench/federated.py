@@ -48,7 +48,7 @@ class Case:
         image_size: of the images.
         clients: how many.
         images: of each client.
-        at_most: what a round may take, in pure loops.
+        at_most: what a round may take, in pure loops of as many processes.
         rounds: for each repeat that is asked for: where they are short, more of them decide.
     """
 
@@ -85,7 +85,7 @@ CASES = (
         clients=50,
         images=160,
         at_most=1.15,
-        rounds=5,
+        rounds=10,
     ),
 )
 
@@ -108,7 +108,7 @@ def comparisons(
             times=times,
             targets=(
                 Target(of="one process", base="pure loop", at_most=case.at_most),
-                Target(of="two workers", base="two pure loops", at_most=1 / GAIN_AT_LEAST),
+                Target(of="two workers", base="two pure loops", at_most=case.at_most),
             ),
             notes=(gain_note(times, seed=seed), *(memory_notes() if last else ()), *(flower_notes() if last else ())),
         )
