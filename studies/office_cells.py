@@ -65,8 +65,8 @@ SECONDS: Mapping[tuple[str, int, int], float] = {
     ("office", SMALL, 32): 8.0,
     ("cifar10", 32, 32): 28.0,
 }
-"""Of a round by data, pixels and images per step, with one thread; the first was measured, the others are guesses until
-cells have ended, whose own seconds then count."""
+"""Of a round by data, pixels and images per step, with one thread, as first measured, but that of the small pictures,
+which was guessed; once cells have ended their own seconds count."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -173,7 +173,7 @@ class WorkerEngine:
                     lost = failed(ClientFailedError(order.client, answer.reason))
                     arrived[order.position] = lost, worker, order.slot
                     waiting.extendleft(
-                        (next.position, next.client) for next in reversed(worker.orders) if isinstance(next, Train)
+                        (later.position, later.client) for later in reversed(worker.orders) if isinstance(later, Train)
                     )
 
     def figures(self, state: ServerState, locals: Locals) -> Figures:
