@@ -8,6 +8,7 @@ import yaml
 
 from batchless.arguments import parse_arguments
 from batchless.federated import FederateConfig
+from batchless.federated.partitioners import IID
 from batchless.models import build_model
 from batchless.nn import parse_normalizer
 from batchless.tasks import TrainConfig
@@ -197,8 +198,37 @@ def test_a_federated_one_is_a_whole_configuration_too(recipe):
     assert isinstance(config, FederateConfig)
     for name, value in yaml.safe_load(text).items():
         for part, inner in value.items() if isinstance(value, dict) else [(None, value)]:
-            assert (getattr(config, name) if part is None else getattr(getattr(config, name), part)) == inner
-    assert build_model(config.model, num_classes=10) is not None
+            found = getattr(config, name) if part is None else getattr(getattr(config, name), part)
+            assert found == (tuple(inner) if isinstance(inner, list) else inner)
+    with torch.device("meta"):
+        assert build_model(config.model, num_classes=10) is not None
+
+
+# Clients of each domain, images to train and to validate with, pixels, rounds, share of the clients, epochs in a round.
+PUBLISHED_SIZES = {
+    "digits_five_fedwon": (1, 743, 0, 28, 100, 1.0, 1),
+    "digits_five_cross_device_fedwon": (20, None, 0, 28, 100, 0.1, 1),
+    "office_caltech_fedwon": (1, 62, 50, 256, 300, 1.0, 1),
+    "domainnet_fedwon": (1, 105, 105, 256, 300, 1.0, 1),
+    "cifar10_label_skew_fedwon": (100, None, None, 32, 300, 0.1, 5),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED_SIZES)
+def test_fedbns_and_fedwons_sizes_are_recipes(name):
+    config = parse_arguments(["federate", "--config", name])
+    assert isinstance(config, FederateConfig)
+    data = config.data
+    sizes = (config.clients_per_domain, data.images_per_client, data.validation_images, data.image_size)
+    assert (*sizes, config.rounds, config.fraction, config.local_epochs) == PUBLISHED_SIZES[name]
+    assert config.client_settings(device="cpu").optimizer.adaptive_clipping == 0.1  # as the paper has it at 32 images
+
+
+def test_label_skew_has_its_iid_counterpart():
+    words = "federate --config cifar10_label_skew_fedwon --data.partitioner iid --data.alpha null".split()
+    config = parse_arguments(words)
+    assert isinstance(config, FederateConfig)
+    assert config.data.rule() == IID()
 
 
 # Epochs, and those after which the rate falls to a tenth.
