@@ -63,6 +63,14 @@ def facts(text: str) -> dict[str, str]:
     return {match[1]: match[2] for match in found if match}
 
 
+def assert_every_setting_arrived(config: object, text: str) -> None:
+    """`config` has every value that the recipe's `text` gives, in its groups too."""
+    for name, value in yaml.safe_load(text).items():
+        for part, inner in value.items() if isinstance(value, dict) else [(None, value)]:
+            found = getattr(config, name) if part is None else getattr(getattr(config, name), part)
+            assert found == (tuple(inner) if isinstance(inner, list) else inner)
+
+
 def test_there_are_the_recipes_people_ask_for():
     assert {name_of(recipe) for recipe in RECIPES} >= {
         "imagenet_resnet50",
@@ -94,10 +102,7 @@ def test_its_lines_fit_a_terminal(recipe):
 @recipes
 def test_it_is_a_whole_configuration(recipe):
     config = parsed(recipe)
-    for name, value in yaml.safe_load(recipe.read_text(encoding="utf-8")).items():
-        for part, inner in value.items() if isinstance(value, dict) else [(None, value)]:
-            found = getattr(config, name) if part is None else getattr(getattr(config, name), part)
-            assert found == (tuple(inner) if isinstance(inner, list) else inner)
+    assert_every_setting_arrived(config, recipe.read_text(encoding="utf-8"))
     assert config.normalizer == str(parse_normalizer(config.normalizer))
 
 
@@ -196,10 +201,7 @@ def test_a_federated_one_is_a_whole_configuration_too(recipe):
     assert isinstance(config, FederateConfig)
     config = parse_arguments(words[:3])
     assert isinstance(config, FederateConfig)
-    for name, value in yaml.safe_load(text).items():
-        for part, inner in value.items() if isinstance(value, dict) else [(None, value)]:
-            found = getattr(config, name) if part is None else getattr(getattr(config, name), part)
-            assert found == (tuple(inner) if isinstance(inner, list) else inner)
+    assert_every_setting_arrived(config, text)
     with torch.device("meta"):
         assert build_model(config.model, num_classes=10) is not None
 
