@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 import batchless.nn as bnn
 import reference
-from batchless.nn.estimated_batch_norm import centred_moments, move_estimates, move_rate
+from batchless.nn.estimated_batch_norm import centred_moments, move_rate
 from batchless.nn.fused_batch_channel_norm import can_fuse
+from batchless.nn.step_estimates import StepEstimates
 from layers_table import scrambled
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
@@ -96,14 +97,15 @@ def test_equals_the_reference(inputs, memory, warmup):
 def test_a_step_moves_the_estimates_once_by_all_its_forwards(inputs, images, memory, warmup):
     layer = scrambled(bnn.EstimatedBatchNorm(inputs[0].shape[1], memory=memory, warmup=warmup).double())
     mean, var = layer.running_mean.clone(), layer.running_var.clone()
+    step = StepEstimates([layer])
     for move in (1, 2):
-        layer.start_collecting()
+        step.start()
         for x in inputs:
             y = layer(x)
             torch.testing.assert_close(layer.running_mean, mean, **EXACT)
             torch.testing.assert_close(y, reference.normalize_by(x, mean, var, layer.weight, layer.bias), **EXACT)
-        move_estimates([layer], images)
-        layer.stop_collecting()
+        step.move(images)
+        step.stop()
         rate = reference.move_rate(images, memory, move=move if warmup else None)
         mean, var = reference.accumulated_estimates(mean, var, inputs, rate)
         torch.testing.assert_close(layer.running_mean, mean, **EXACT)
@@ -120,12 +122,13 @@ def test_what_a_step_collects_is_that_of_all_its_forwards(shapes):
     mean, var = estimates.running_mean.clone(), estimates.running_var.clone()
     rate = reference.move_rate(3, float(estimates.memory), move=1)
     mean, var = reference.accumulated_estimates(mean, var, inputs, rate)
-    estimates.start_collecting()
+    step = StepEstimates([estimates])
+    step.start()
     for x in inputs:
         assert can_fuse(x, estimates.running_mean)
         layer(x)
-    move_estimates([estimates], 3)
-    estimates.stop_collecting()
+    step.move(3)
+    step.stop()
     torch.testing.assert_close(estimates.running_mean, mean, **EXACT)
     torch.testing.assert_close(estimates.running_var, var, **EXACT)
 
@@ -136,36 +139,44 @@ def test_many_layers_move_together_and_the_unused_stay():
 
     settings = [(2, 10.0, True), (3, 200.0, False), (4, 10.0, True), (1, 50.0, True)]
     together, alone = layers(), layers()
-    inputs = [torch.randn(2, 2, 4).double(), torch.randn(1, 3).double(), torch.randn(0, 4, 3).double(), None]
-    for group in (together, alone):
-        for layer, x in zip(group, inputs, strict=True):
-            layer.start_collecting()
-            if x is not None:
+    inputs = {
+        2: torch.randn(2, 2, 4).double(),
+        3: torch.randn(1, 3).double(),
+        4: torch.randn(0, 4, 3).double(),
+        1: None,
+    }
+    for layers_of_a_step in (together, *([layer] for layer in alone)):
+        step = StepEstimates(layers_of_a_step)
+        step.start()
+        for layer in layers_of_a_step:
+            if (x := inputs[layer.num_features]) is not None:
                 layer(x)
-    move_estimates(together, torch.tensor(5))
-    for layer in alone:
-        move_estimates([layer], 5)
+        step.move(torch.tensor(5) if layers_of_a_step is together else 5)
     fresh = layers()
     for index, (a, b, c) in enumerate(zip(together, alone, fresh, strict=True)):
         for name, value in a.state_dict().items():
             torch.testing.assert_close(value, b.state_dict()[name], **EXACT)
             if index >= 2:
                 torch.testing.assert_close(value, c.state_dict()[name], rtol=0, atol=0)
-    move_estimates([], 5)
+    nothing = StepEstimates([])
+    nothing.start()
+    assert nothing.sums() == []
+    nothing.move(5)
 
 
 def test_sums_of_two_ranks_or_of_a_doubled_forward_give_the_same_move():
     x = torch.randn(3, 4, 5, dtype=torch.float64)
     once, doubled, split = (scrambled(bnn.EstimatedBatchNorm(4).double()) for _ in range(3))
-    for layer in (once, doubled, split):
-        layer.start_collecting()
+    steps = [StepEstimates([layer]) for layer in (once, doubled, split)]
+    for step in steps:
+        step.start()
     once(x)
     doubled(x)
     doubled(x)
     split(x[:1])
     split(x[1:])
-    for layer in (once, doubled, split):
-        move_estimates([layer], 3)
+    for step in steps:
+        step.move(3)
     for layer in (doubled, split):
         torch.testing.assert_close(layer.running_mean, once.running_mean, **EXACT)
         torch.testing.assert_close(layer.running_var, once.running_var, **EXACT)
@@ -232,12 +243,11 @@ def test_half_precision_inputs_have_float32_statistics(dtype, collecting):
     x = (30 * torch.randn(4, 5, 64, 64) + 300).to(dtype)  # sums and squares overflow fp16
     layer, exact = bnn.EstimatedBatchNorm(5), bnn.EstimatedBatchNorm(5).double()
     for module, values in ((layer, x), (exact, x.double())):
-        if collecting:
-            module.start_collecting()
+        step = StepEstimates([module] if collecting else [])
+        step.start()
         module(values)
-        if collecting:
-            move_estimates([module], 4)
-            module.stop_collecting()
+        step.move(4)
+        step.stop()
     assert layer.running_mean.dtype == torch.float32
     torch.testing.assert_close(layer.running_mean.double(), exact.running_mean, rtol=1e-5, atol=0)
     torch.testing.assert_close(layer.running_var.double(), exact.running_var, rtol=1e-4, atol=0)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import batchless.nn as bnn
+from batchless.nn.step_estimates import StepEstimates
 from layers_table import LAYERS, Layer, scrambled
 
 Call = Callable[[nn.Module, Tensor], Tensor]
@@ -206,12 +207,13 @@ def test_collecting_inside_a_step_is_not_changed_by_checkpoints(reentrant: bool)
     for call in (plainly, checkpointed(reentrant)):
         torch.manual_seed(9)
         module = scrambled(bnn.EstimatedBatchNorm(3)).double()
-        module.start_collecting()
+        step = StepEstimates([module])
+        step.start()
         for scale in (1.0, 2.0):
             x = image(scale).requires_grad_()
             call(module, x).square().mean().backward()
-        assert module.step_sums is not None
-        moments = module.collected()[:-1] / module.collected()[-1]  # recomputation may double sums and count alike
+        (sums,) = step.sums()
+        moments = sums[:-1] / sums[-1]  # recomputation may double sums and count alike
         results.append({"moments": moments, "gradient": module.weight.grad, **dict(module.named_buffers())})
     equal(results[1], results[0])
 
@@ -225,13 +227,14 @@ def test_compiled_and_checkpointed_inside_a_step(compile_first: bool):
         torch.manual_seed(11)
         norm = scrambled(bnn.BatchChannelNorm(8))
         model = nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.ReLU()).double()
-        norm.batch_norm.start_collecting()
+        step = StepEstimates([norm.batch_norm])
+        step.start()
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
         around = torch.compile(lambda x, call=call, model=model: call(model, x), fullgraph=True, backend="aot_eager")
         for scale in (1.0, 2.0):
             x = image(scale)
             (call(compiled, x) if compile_first else around(x)).square().mean().backward()
-        sums = norm.batch_norm.collected()
+        (sums,) = step.sums()
         gradients = {f"gradient of {name}": p.grad for name, p in model.named_parameters()}
         results.append(gradients | {"moments": sums[:-1] / sums[-1]})
     torch._dynamo.reset()

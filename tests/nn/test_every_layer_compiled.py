@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import batchless.nn as bnn
-from batchless.nn.estimated_batch_norm import move_estimates
+from batchless.nn.step_estimates import StepEstimates
 from layers_table import LAYERS, Layer
 
 # A reparameterized layer does not look at its mode: once is enough.
@@ -78,14 +78,16 @@ def test_collecting_for_a_step_equals_eager_and_compiles_once():
     twin = copy.deepcopy(module)
     compiled = torch.compile(twin, fullgraph=True, backend="aot_eager")
 
+    steps = [StepEstimates([estimates]) for estimates in (module, twin)]
+
     def step() -> None:
-        for estimates in (module, twin):
-            estimates.start_collecting()
+        for estimates in steps:
+            estimates.start()
         equal_after_two_steps(compiled, module, layer)
-        torch.testing.assert_close(twin.collected(), module.collected(), rtol=1e-12, atol=1e-12)
-        for estimates in (module, twin):
-            move_estimates([estimates], 6)
-            estimates.stop_collecting()
+        torch.testing.assert_close(*(estimates.sums() for estimates in steps), rtol=1e-12, atol=1e-12)
+        for estimates in steps:
+            estimates.move(6)
+            estimates.stop()
         torch.testing.assert_close(twin.running_var, module.running_var, rtol=1e-12, atol=1e-12)
 
     step()

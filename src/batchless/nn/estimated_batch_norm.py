@@ -5,7 +5,6 @@ Letters: N samples, C channels, r rate of one move, k images of a move.
 
 import math
 import warnings
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -21,8 +20,8 @@ Update = Literal["step", "forward"]
 _MOST_MOMENTS = 4
 """Forwards whose moments wait to be summed together."""
 
-_MANY_POSITIONS = 128
-"""Positions from which on the moments of a forward are small beside its input."""
+_MANY_POSITIONS = 32
+"""Positions from which on the moments of as many forwards are small beside one's input: a quarter of it at most."""
 
 
 class EstimatedBatchNorm(nn.Module):
@@ -66,7 +65,7 @@ class EstimatedBatchNorm(nn.Module):
     memory: Tensor
     step_sums: Tensor | None
     """Inside `batchless.accumulate`: sums of x - m and (x - m)^2 per channel and the count, `[2 C + 1]`; else None.
-    `collected()` adds what forwards have left beside them."""
+    What `waiting()` has is not in them yet."""
     used: list[tuple[Tensor, Tensor]] | None
     """A list gets what each forward normalized by, for `batchless.lean` to do it again; None: nobody asks."""
     fixed: tuple[Tensor, Tensor] | None
@@ -142,25 +141,24 @@ class EstimatedBatchNorm(nn.Module):
                 return _split_pair(used)
             return self._move(x, samples)
 
-    def start_collecting(self) -> None:
-        """Let forwards add to `step_sums` and leave the estimates alone, until `stop_collecting`."""
+    def start_collecting(self, step_sums: Tensor | None = None) -> None:
+        """Let forwards add to `step_sums` (zeros by default) and leave the estimates alone, until `stop_collecting`."""
         self._moments = []
-        self.step_sums = self.running_mean.new_zeros(
-            2 * self.num_features + 1, dtype=at_least_float32(self.running_mean.dtype)
-        )
+        if step_sums is None:
+            dtype = at_least_float32(self.running_mean.dtype)
+            step_sums = self.running_mean.new_zeros(2 * self.num_features + 1, dtype=dtype)
+        self.step_sums = step_sums
 
     def stop_collecting(self) -> None:
         """Forget the sums."""
         self._moments, self.step_sums = [], None
 
-    @torch.no_grad()
-    def collected(self) -> Tensor:
-        """`step_sums` of all forwards so far."""
-        assert self.step_sums is not None, "the layer does not collect"
-        if self._moments:
-            samples, self._moments = SampleMoments.of_all(self._moments), []
-            self._add(*samples.moments_about(self.running_mean), values=samples.values)
-        return self.step_sums
+    def waiting(self) -> SampleMoments | None:
+        """What forwards have left beside `step_sums`, handed over to be added to them; None for nothing."""
+        if not self._moments:
+            return None
+        samples, self._moments = SampleMoments.of_all(self._moments), []
+        return samples
 
     def _collect(self, x: Tensor, samples: NormalizedSamples | None) -> None:
         if samples is None or samples.positions < _MANY_POSITIONS:
@@ -168,11 +166,14 @@ class EstimatedBatchNorm(nn.Module):
                 self._add(*_about(self.running_mean, x, samples), values=x.numel() // self.num_features)
             return
         # One sum over some forwards of a step, as m does not move in it: a dozen small operations are much to one image.
-        if self._moments and self._moments[0].positions != samples.positions:
-            self.collected()
+        if self._moments and (len(self._moments) == _MOST_MOMENTS or self._moments[0].positions != samples.positions):
+            self._add_waiting()
         self._moments.append(samples.moments())
-        if len(self._moments) == _MOST_MOMENTS:
-            self.collected()
+
+    @torch.no_grad()
+    def _add_waiting(self) -> None:
+        if (samples := self.waiting()) is not None:
+            self._add(*samples.moments_about(self.running_mean), values=samples.values)
 
     def _add(self, shift: Tensor, square: Tensor, *, values: int) -> None:
         assert self.step_sums is not None
@@ -227,42 +228,6 @@ def move_rate(images: int | Tensor, memory: Tensor, moves: Tensor | None) -> Ten
     log_kept = torch.log1p(-1 / memory.to(at_least_float32(memory.dtype))).clamp_min(-1e30)
     rate = -torch.expm1(images * log_kept)
     return rate if moves is None else torch.maximum(rate, 1 / moves.clamp_min(1).to(rate.dtype))
-
-
-def move_estimates(layers: Sequence[EstimatedBatchNorm], images: int | Tensor) -> None:
-    """Move the estimates of `layers` once by what they have collected, as the end of an optimizer step does.
-
-    Args:
-        layers: all collecting; one that saw nothing (unused, or only empty batches) stays as it is, and so does a channel
-            whose values were not finite.
-        images: k, the images of the step over all ranks; an int or a 0-d tensor.
-    """
-    if not layers:
-        return
-    # All layers as one vector: a few kernels for the whole model in place of ten per layer.
-    sizes = [layer.num_features for layer in layers]
-    sums = [layer.collected() for layer in layers]
-    shift = torch.cat([total[:size] for total, size in zip(sums, sizes, strict=True)])
-    square = torch.cat([total[size : 2 * size] for total, size in zip(sums, sizes, strict=True)])
-    count = torch.cat([total[-1:] for total in sums])
-    for layer, layer_count in zip(layers, count.unbind(), strict=True):
-        layer.moves.add_(layer_count > 0)
-    never = torch.iinfo(torch.long).max
-    moves = torch.stack([layer.moves if layer.warmup else torch.full_like(layer.moves, never) for layer in layers])
-    rate = move_rate(images, torch.stack([layer.memory for layer in layers]), moves)
-    # A channel that overflowed (a step that a GradScaler skips) stays as it is instead of being lost for good.
-    finite = torch.isfinite(shift) & torch.isfinite(square)
-    rate = torch.where(finite, _per_channel(torch.where(count > 0, rate, 0), sizes), 0)
-    shift, square = torch.where(finite, shift, 0), torch.where(finite, square, 0)
-    count = _per_channel(count.clamp_min(1), sizes)
-    mean = torch.cat([layer.running_mean for layer in layers]).to(shift.dtype) + rate * (shift / count)
-    var = torch.lerp(torch.cat([layer.running_var for layer in layers]).to(square.dtype), square / count, rate)
-    torch._foreach_copy_([layer.running_mean for layer in layers], torch.split(mean, sizes))
-    torch._foreach_copy_([layer.running_var for layer in layers], torch.split(var, sizes))
-
-
-def _per_channel(per_layer: Tensor, sizes: Sequence[int]) -> Tensor:
-    return torch.cat([value.expand(size) for value, size in zip(per_layer.unbind(), sizes, strict=True)])
 
 
 def _fingerprint(x: Tensor, samples: NormalizedSamples | None) -> Tensor:

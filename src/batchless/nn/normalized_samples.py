@@ -40,19 +40,13 @@ class SampleMoments:
         """Of each channel: N P."""
         return len(self.mean) * self.positions
 
-    def var(self) -> Tensor:
-        """The biased variance `[N, C]`, a new tensor."""
-        return self.rstd.pow(-2)
-
     def batch_mean(self) -> Tensor:
         """The mean `[C]` over samples and positions."""
         return _mean_over_samples(self.mean)
 
     def moments_about(self, centre: Tensor) -> tuple[Tensor, Tensor]:
         """Per channel, the means of `x - centre` and of `(x - centre)^2` over samples and positions; `centre` is `[C]`."""
-        shift = self.mean - centre
-        square = self.var().addcmul_(shift, shift)
-        return _mean_over_samples(shift), _mean_over_samples(square)
+        return moments_about(centre, mean=self.mean, rstd=self.rstd)
 
     def batch_statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and biased variance `[C]` over samples and positions."""
@@ -75,6 +69,13 @@ class NormalizedSamples(SampleMoments):
         return SampleMoments(self.mean, self.rstd, self.positions)
 
 
+def moments_about(centre: Tensor, *, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    """`SampleMoments.moments_about`, by the samples' `mean` and `rstd` alone."""
+    shift = mean - centre
+    square = rstd.pow(-2).addcmul_(shift, shift)
+    return _mean_over_samples(shift), _mean_over_samples(square)
+
+
 def _mean_over_samples(values: Tensor) -> Tensor:
     return values[0] if len(values) == 1 else values.mean(0)  # a mean costs as much as three other small operations
 
@@ -86,11 +87,12 @@ def normalize_samples(input: Tensor) -> NormalizedSamples:
     exact where the mean is large against the deviation.
 
     >>> found = normalize_samples(torch.tensor([[[1.0, 3.0], [5.0, 5.0]]]))
-    >>> found.mean.tolist(), found.var().round(decimals=6).tolist()
+    >>> found.mean.tolist(), found.rstd.pow(-2).round(decimals=6).tolist()
     ([[2.0, 5.0]], [[1.0, 0.0]])
     """
-    samples, channels = input.shape[:2]
-    rows = samples * channels
+    shape = input.shape[:2]
+    rows = shape.numel()
     flat = input.detach().view(1, rows, -1)  # no_grad() would take as long as the view and the detaching together
-    z, mean, rstd = torch.native_group_norm(flat, None, None, 1, rows, flat.shape[2], rows, _NOTHING)
-    return NormalizedSamples(mean.view(samples, channels), rstd.view(samples, channels), flat.shape[2], z)
+    positions = flat.shape[2]
+    z, mean, rstd = torch.native_group_norm(flat, None, None, 1, rows, positions, rows, _NOTHING)
+    return NormalizedSamples(mean.view(shape), rstd.view(shape), positions, z)

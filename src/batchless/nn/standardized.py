@@ -110,7 +110,7 @@ def _has_plain_rows(layer: Reparameterized) -> bool:
         type(weight) is nn.Parameter
         and weight.requires_grad
         and torch.is_grad_enabled()
-        and weight.device.type == "cpu"
+        and weight.is_cpu
         and weight.dtype in (torch.float32, torch.float64)
         and weight.is_contiguous()
         and not layer.transposed

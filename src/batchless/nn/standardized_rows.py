@@ -44,9 +44,9 @@ class StandardizedRows:
 
     Attributes:
         values: R_hat `[O, I]`.
-        rows: R `[O, I]`, not to be changed before the pullback.
+        rows: R `[O, I]`, contiguous and detached; not to be changed before the pullback.
         factor: of the map.
-        mean, rstd: `[O, 1]`, mean and reciprocal deviation of each row; with a factor, of rows minus their first value.
+        mean, rstd: mean and reciprocal deviation of each row; with a factor, of rows minus their first value.
     """
 
     values: Tensor
@@ -56,20 +56,18 @@ class StandardizedRows:
     rstd: Tensor
 
     @classmethod
-    @torch.no_grad()
     def of(cls, rule: RowStandardization, rows: Tensor) -> "StandardizedRows":
-        """`rule(rows)` for contiguous rows; the rule's factor is a number."""
+        """`rule(rows)` for rows as above; the rule's factor is a number."""
         assert not isinstance(rule.factor, Tensor)
         outputs, inputs = rows.shape
         per_row = rule._per_row(rows)
-        values, mean, rstd = torch.ops.aten.native_group_norm(
+        values, mean, rstd = torch.native_group_norm(
             rows if per_row is None else from_first(rows), per_row, None, 1, outputs, inputs, outputs, rule.eps
         )
-        return cls(values, rows, rule.factor, mean.view(outputs, 1), rstd.view(outputs, 1))
+        return cls(values, rows, rule.factor, mean, rstd)
 
-    @torch.no_grad()
     def pull_back(self, gradient: Tensor) -> Tensor:
-        """The gradient of the rows by that of the standardized ones, contiguous `[O, I]`."""
+        """The gradient of the rows by that of the standardized ones, `[O, I]`, contiguous and detached."""
         if self.factor == 1.0:
             return _pulled_back(gradient, self.rows, self.mean, self.rstd)
         return _pulled_back(gradient, from_first(self.rows), self.mean, self.rstd).mul_(self.factor)
@@ -89,7 +87,7 @@ class _StandardizeRows(torch.autograd.Function):
     @staticmethod
     def forward(rows: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         outputs, inputs = rows.shape
-        normalized, mean, rstd = torch.ops.aten.native_group_norm(rows, None, None, 1, outputs, inputs, outputs, eps)
+        normalized, mean, rstd = torch.native_group_norm(rows, None, None, 1, outputs, inputs, outputs, eps)
         return normalized, mean.view(outputs, 1), rstd.view(outputs, 1)
 
     @staticmethod
@@ -107,7 +105,7 @@ class _StandardizeRows(torch.autograd.Function):
 
 def _pulled_back(gradient: Tensor, rows: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
     found: Tensor = torch.ops.aten.native_layer_norm_backward(
-        gradient, rows, [rows.shape[1]], mean, rstd, None, None, [True, False, False]
+        gradient, rows, rows.shape[1:], mean, rstd, None, None, [True, False, False]
     )[0]
     return found
 

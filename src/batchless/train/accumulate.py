@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
-from batchless.nn.estimated_batch_norm import EstimatedBatchNorm, move_estimates
+from batchless.nn.estimated_batch_norm import EstimatedBatchNorm
 from batchless.nn.precision import at_least_float32
 from batchless.nn.reparameterized import Reparameterized
 from batchless.nn.standardized import parameters_of, weights_shared
+from batchless.nn.step_estimates import StepEstimates
 from batchless.train.all_reduce import ProcessGroup, Totals, reduce_gradients, resolve_group
 from batchless.train.clipping import Clip
 from batchless.train.guard import Guard, uncompiled
@@ -188,7 +189,7 @@ class Accumulation:
             uncompiled(model), optimizer, modules=modules, parameters=self._parameters, keep_buffers=keep_buffers
         )
         self._reparameterized = [module for module in modules if isinstance(module, Reparameterized)]
-        self._estimated = _estimated_layers(modules, several_processes=self._group is not None)
+        self._estimates = StepEstimates(_estimated_layers(modules, several_processes=self._group is not None))
 
     @contextmanager
     def step(self) -> Iterator[Step]:
@@ -196,20 +197,17 @@ class Accumulation:
         model, step = self._model, Step(self._scaler)
         with self._guard.step():
             try:
-                for layer in self._estimated:
-                    layer.start_collecting()
+                self._estimates.start()
                 with weights_shared(self._reparameterized, self._parameters, model):
                     yield step
                 step.close()
                 totals = Totals(step.first, step.samples, step.images)
-                moments = [layer.collected() for layer in self._estimated]
-                totals = reduce_gradients(self._parameters, totals, moments, self._group)
+                totals = reduce_gradients(self._parameters, totals, self._estimates.sums(), self._group)
                 _step_optimizer(model, self._optimizer, self._clip, self._scaler)
-                move_estimates(self._estimated, totals.images)
+                self._estimates.move(totals.images)
             finally:
                 step.close()
-                for layer in self._estimated:
-                    layer.stop_collecting()
+                self._estimates.stop()
 
 
 def _step_optimizer(model: nn.Module, optimizer: Optimizer, clip: Clip | None, scaler: GradScaler | None) -> None:

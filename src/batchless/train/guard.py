@@ -96,7 +96,7 @@ class BufferCopies:
             if buffers:
                 torch._foreach_copy_(self._copies, buffers)  # one call, on a GPU one kernel
             return
-        self._buffers, self._copies = buffers, [buffer.detach().clone() for buffer in buffers]
+        self._buffers, self._copies = buffers, [buffer.clone() for buffer in buffers]
         self._places = [(own, name) for own in self._owners for name, buffer in own.items() if buffer is not None]
 
     @torch.no_grad()
