@@ -133,6 +133,46 @@ def test_what_a_step_collects_is_that_of_all_its_forwards(shapes):
     torch.testing.assert_close(estimates.running_var, var, **EXACT)
 
 
+@st.composite
+def steps_of_layers(draw: st.DrawFn) -> list[tuple[int, list[tuple[int, ...]]]]:
+    """For some layers their channels and the inputs `[N, C, H, W]` of a step: none to six, with moments that wait or not."""
+    layers = []
+    for channels in draw(st.lists(st.sampled_from([2, 4, 8]), min_size=1, max_size=4)):
+        shape = st.tuples(st.integers(1, 3), st.just(channels), st.sampled_from([2, 6, 8]), st.just(6))
+        layers.append((channels, draw(st.lists(shape, max_size=6))))
+    return layers
+
+
+@given(steps_of_layers(), st.sampled_from([1, 5, torch.tensor(3)]), st.booleans())
+def test_layers_together_move_as_each_by_the_reference(drawn, images, single):
+    """Layers of other widths, with other numbers of samples and positions, one of which may be wider than the rest."""
+    norms = [scrambled(bnn.BatchChannelNorm(channels, 1).double()) for channels, _ in drawn]
+    inputs = [[torch.randn(shape, dtype=torch.float64) for shape in shapes] for _, shapes in drawn]
+    if single:
+        norms[0].float()
+        inputs[0] = [x.float() for x in inputs[0]]
+    layers = [norm.batch_norm for norm in norms]
+    step = StepEstimates(layers)
+    for move in (1, 2):
+        before = [(layer.running_mean.double().clone(), layer.running_var.double().clone()) for layer in layers]
+        step.start()
+        for turn in range(6):
+            for norm, seen in zip(norms, inputs, strict=True):
+                if turn < len(seen):
+                    norm(seen[turn])
+        step.move(images)
+        step.stop()
+        for layer, (mean, var), seen in zip(layers, before, inputs, strict=True):
+            tolerance = EXACT if layer.running_mean.dtype == torch.float64 else {"rtol": 1e-5, "atol": 1e-5}
+            if seen:
+                rate = reference.move_rate(int(images), float(layer.memory), move=move)
+                mean, var = reference.accumulated_estimates(mean, var, [x.double() for x in seen], rate)
+            torch.testing.assert_close(layer.running_mean.double(), mean, **tolerance)
+            torch.testing.assert_close(layer.running_var.double(), var, **tolerance)
+            assert layer.moves == (move if seen else 0)
+            assert layer.step_sums is None
+
+
 def test_many_layers_move_together_and_the_unused_stay():
     def layers() -> list[nn.Module]:
         return [scrambled(bnn.EstimatedBatchNorm(c, memory=m, warmup=w).double()) for c, m, w in settings]

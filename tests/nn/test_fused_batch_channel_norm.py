@@ -233,6 +233,26 @@ def test_an_activation_may_write_over_the_output():
 
 
 @pytest.mark.usefixtures("form")
+@pytest.mark.parametrize("shape", [(3, 16, 1, 1), (2, 16, 1, 1, 1)])
+@pytest.mark.filterwarnings("ignore:channel normalization of")
+def test_strides_that_fit_two_memory_formats(shape, calls):
+    """A map of one position is contiguous in channels_last too, and torch's kernels ask its strides which of them it is."""
+    x, direction = (torch.randn(shape, dtype=torch.float64) for _ in range(2))
+    last = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
+    results = []
+    for memory_format in (torch.contiguous_format, last):
+        leaf = x.clone(memory_format=memory_format).requires_grad_()
+        assert leaf.is_contiguous()
+        module = layer().double()
+        y = module(leaf)
+        y.backward(direction.clone(memory_format=memory_format))
+        results.append([y, leaf.grad, module.batch_norm.running_var, *(p.grad for p in module.parameters())])
+    assert len(calls) == 2
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12, check_stride=False)
+
+
+@pytest.mark.usefixtures("form")
 def test_a_second_derivative_is_refused():
     x = torch.randn(1, 16, 4, 4, requires_grad=True)
     (gradient,) = torch.autograd.grad(layer()(x).square().sum(), x, create_graph=True)

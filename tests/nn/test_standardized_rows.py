@@ -19,6 +19,7 @@ LAYERS = {
     "sws": lambda: bnn.ScaledWSConv2d(4, 6, 3, gamma=1.7),
     "ws-grouped": lambda: bnn.WSConv2d(4, 6, 3, groups=2),
     "ws-linear": lambda: bnn.WSLinear(5, 7),
+    "ws-one-by-one": lambda: bnn.WSConv2d(4, 6, 1),
     "ws-3d": lambda: bnn.WSConv3d(2, 3, 2),
 }
 """Layers whose rows are standardized without a graph."""
@@ -94,7 +95,7 @@ def test_who_asks_to_see_the_gradient_of_the_weight_is_shown_it():
     torch.testing.assert_close(seen[0], layer.weight.grad, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", ["ws", "sws", "ws-grouped"])
+@pytest.mark.parametrize("name", ["ws", "sws", "ws-grouped", "ws-one-by-one"])
 def test_channels_last_weights_are_standardized_too(name):
     layer = LAYERS[name]()
     plain = layer.reparameterized_weight().detach()
