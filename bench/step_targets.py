@@ -14,6 +14,9 @@ from bench.timing import Clock, Comparison
 
 REPEATS = 60
 
+ONE_IMAGE_REPEATS = 200
+"""Where a step has one image: it is short, and its targets are near."""
+
 
 def comparisons(
     *, repeats: int | None, seed: int, clock: Clock, on_round: Callable[[int, int], None]
@@ -29,6 +32,13 @@ def comparisons(
         yield Comparison(
             title=title(count),
             base=target.base,
-            times=times_of(pair, data[:count], repeats=repeats or REPEATS, seed=seed, clock=clock, on_round=on_round),
+            times=times_of(
+                pair,
+                data[:count],
+                repeats=repeats or (ONE_IMAGE_REPEATS if count == 1 else REPEATS),
+                seed=seed,
+                clock=clock,
+                on_round=on_round,
+            ),
             targets=(target,),
         )

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from batchless.nn.normalized_samples import NormalizedSamples
+from batchless.nn.precision import in_autocast
 
 _EXACT = (torch.float32, torch.float64)
 
@@ -35,13 +36,13 @@ def can_fuse(input: Tensor, *others: Tensor | None) -> bool:
     """
     dtype = input.dtype
     return (
-        dtype in _EXACT
+        not torch.compiler.is_compiling()
+        and dtype in _EXACT
         and input.dim() > 2
         and input.numel() > 0
         and input.is_contiguous()
         and all(other is None or other.dtype == dtype for other in others)
-        and not (torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(input.device.type))
-        and not torch.compiler.is_compiling()
+        and not in_autocast(input)
         and not torch._C._are_functorch_transforms_active()
     )
 

@@ -26,16 +26,18 @@ class SavedTensor:
     backward pass. `depth` is the number of convolutions between it and the kept tensor that it starts from.
     """
 
+    # On the class: there are hundreds in a forward, and most never get another value.
+    depth = 0
+    _source: "SavedTensor | None" = None
+    _replay: Replay | None = None
+    _uses = _waiting = 0
+    _computed: Tensor | None = None
+    _outer: tuple[Any, Callable[[Any], Tensor]] | None = None
+
     def __init__(self, tensor: Tensor) -> None:
-        self.depth = 0
         # Detached: its history would tie the graph that holds it into a cycle. The version counter is shared.
         self._kept: Tensor | None = tensor.detach()
         self._version = tensor._version
-        self._source: SavedTensor | None = None
-        self._replay: Replay | None = None
-        self._uses = self._waiting = 0
-        self._computed: Tensor | None = None
-        self._outer: tuple[Any, Callable[[Any], Tensor]] | None = None
 
     @property
     def kept(self) -> bool:

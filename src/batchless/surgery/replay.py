@@ -15,6 +15,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from batchless.nn.batch_channel_norm import BatchChannelNorm
 from batchless.nn.batch_norm import BatchNorm, FrozenBatchNorm
 from batchless.nn.estimated_batch_norm import EstimatedBatchNorm
+from batchless.nn.precision import in_autocast
 from batchless.nn.rebuilding import Replay, require_version
 from batchless.nn.reparameterized import Reparameterized
 from batchless.nn.skip_init import SkipInit
@@ -81,16 +82,16 @@ class ForwardAgain:
 
     run: Replay
     needs: tuple[tuple[Tensor, int], ...]
-    autocast: tuple[str, torch.dtype, bool]
+    autocast: torch.dtype | None
+    """The type that autocast computed in; None: it was off."""
 
     def __call__(self, input: Tensor) -> Tensor:
         """The layer's output for `input`."""
         for tensor, version in self.needs:
             require_version(tensor, version)
-        device, dtype, enabled = self.autocast
-        if not enabled and not torch.is_autocast_enabled(device):
+        if self.autocast is None and not in_autocast(input):
             return self.run(input)
-        with torch.autocast(device, dtype=dtype, enabled=enabled):
+        with torch.autocast(input.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             return self.run(input)
 
 
@@ -98,11 +99,10 @@ def forward_again(module: nn.Module, output: Tensor, used: Sequence[Used]) -> Fo
     """What has just given `output`, to run again; `used` is what its estimates were used with, if it has any."""
     run, statistics = _run_of(module, output, used)
     needs = (*module.parameters(), *statistics)
-    device = output.device.type
     return ForwardAgain(
         run=run,
         needs=tuple((tensor, tensor._version) for tensor in needs),
-        autocast=(device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)),
+        autocast=torch.get_autocast_dtype(output.device.type) if in_autocast(output) else None,
     )
 
 
@@ -126,7 +126,7 @@ def _run_of(module: nn.Module, output: Tensor, used: Sequence[Used]) -> tuple[Re
 def _kept_statistics(output: Tensor, norm: _BatchNorm | BatchNorm) -> tuple[Tensor, Tensor] | None:
     """The mean and inverse deviation that the processor's kernel keeps for its backward pass, where it has made `output`."""
     node: Any = output.grad_fn
-    if node is None or node.name() != "NativeBatchNormBackward0" or output.device.type != "cpu":
+    if node is None or node.name() != "NativeBatchNormBackward0" or not output.is_cpu:
         return None
     mean, rstd = node._saved_result1, node._saved_result2
     found = all(part is None or part.dtype == output.dtype for part in (mean, rstd, norm.weight, norm.bias))
@@ -141,8 +141,7 @@ def _with_kept_statistics(norm: _BatchNorm | BatchNorm, statistics: tuple[Tensor
     def run(input: Tensor) -> Tensor:
         scale = rstd if norm.weight is None else norm.weight * rstd
         ones = torch.ones_like(rstd)
-        output: Tensor = torch.ops.aten.native_batch_norm(input, scale, norm.bias, mean, ones, False, 0.0, 0.0)[0]
-        return output
+        return torch.native_batch_norm(input, scale, norm.bias, mean, ones, False, 0.0, 0.0)[0]
 
     return run
 
