@@ -1,12 +1,11 @@
 """Rows standardized once for many passes, and the pullback of their gradient, are those of the equation."""
 
-import weakref
-
 import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 import batchless.nn as bnn
 import reference
@@ -50,12 +49,12 @@ def test_rows_are_the_equations(outputs, inputs, factor, mean, double):
     exact = rows.double().clone().requires_grad_()
     expected = factor * torch.stack([reference.timm_row(row, eps=1e-6) for row in exact])
     expected.backward(gradient.double())
-    found = StandardizedRows.of(RowStandardization(eps=1e-6, factor=factor), rows)
+    values, found = StandardizedRows.of(RowStandardization(eps=1e-6, factor=factor), rows)
     pulled_back = found.pull_back(gradient)
     # Centring loses what the mean is above the deviation, which two close values make small.
     loss = float((rows.double().abs().max(1).values / (rows.double().std(1, correction=0) + 1e-3)).max())
     tolerance = (1e-12 if double else 1e-5) * (1 + loss)
-    torch.testing.assert_close(found.values.double(), expected.detach(), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(values.double(), expected.detach(), rtol=tolerance, atol=tolerance)
     scale = float(exact.grad.abs().max()) + 1
     torch.testing.assert_close(pulled_back.double(), exact.grad, rtol=0, atol=tolerance * scale * (1 + loss))
 
@@ -106,44 +105,56 @@ def test_channels_last_weights_are_standardized_too(name):
     assert layer.weight.grad.shape == layer.weight.shape
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_at_no_time_has_a_layer_two_w_hat(name, monkeypatch):
-    """The one of the step before is freed before the next is made; the layer's own gradient is W's alone after the block."""
-    layer, alive = LAYERS[name](), []
-    of = StandardizedRows.of
+def storage_of(tensor: torch.Tensor | None) -> StorageWeakRef:
+    assert tensor is not None
+    return StorageWeakRef(tensor.untyped_storage())
 
-    def noted(rule, rows):
-        alive.append(kept() is not None)
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_w_hat_and_the_gradient_of_w_take_turns_in_memory(name, monkeypatch):
+    """Each is freed before the other is made, and the last one stays: what is made next finds memory of its size."""
+    layer, there = LAYERS[name](), []
+    of, pull_back = StandardizedRows.of, StandardizedRows.pull_back
+
+    def noted_of(rule, rows):
+        there.append(last is not None and not last.expired())
         return of(rule, rows)
 
-    monkeypatch.setattr(StandardizedRows, "of", noted)
-    kept = lambda: None  # noqa: E731
+    def noted_pull_back(rows, gradient):
+        there.append(not last.expired())
+        return pull_back(rows, gradient)
+
+    monkeypatch.setattr(StandardizedRows, "of", noted_of)
+    monkeypatch.setattr(StandardizedRows, "pull_back", noted_pull_back)
+    last: StorageWeakRef | None = None
     for _ in range(3):
         with standardized(layer):
-            kept = weakref.ref(layer.shared_weight)
             layer.shared_weight.square().sum().backward()
-            gradient = weakref.ref(layer.shared_weight.grad)
-        assert gradient() is None
-        assert kept() is not None, "so its memory does not go back to the system"
+            last = storage_of(layer.shared_weight)
+            gradient = storage_of(layer.shared_weight.grad)
+        assert gradient.expired()
+        last = storage_of(layer.weight.grad)
         layer.zero_grad()
-    assert alive == [False, False, False]
+        assert not last.expired(), "so its memory does not go back to the system"
+    assert there == [False] * 6
 
 
-def test_beside_one_w_hat_and_one_gradient_there_is_one_layers_more(monkeypatch):
-    """At most, while the gradients are pulled back layer by layer: the weight-side bytes stay under twice the weights."""
+def test_the_gradients_are_pulled_back_without_more_memory(monkeypatch):
+    """Beside W there are never more than two of its size: W_hat or the gradient of W, and the gradient of W_hat."""
     model = nn.Sequential(*(bnn.WSConv2d(8, 8, 3, padding=1, bias=False) for _ in range(12)))
-    gradients: list[weakref.ref] = []
+    weights: list[StorageWeakRef] = []
     most, pull_back = 0, StandardizedRows.pull_back
 
     def counted(rows, gradient):
         nonlocal most
         found = pull_back(rows, gradient)
-        there = sum(one() is not None for one in gradients) + sum(layer.weight.grad is not None for layer in model)
+        there = sum(not one.expired() for one in weights) + sum(layer.weight.grad is not None for layer in model)
         most = max(most, there + 1)  # and what was found
         return found
 
     monkeypatch.setattr(StandardizedRows, "pull_back", counted)
     with standardized(model):
         model(torch.randn(1, 8, 2, 2)).sum().backward()
-        gradients += [weakref.ref(layer.shared_weight.grad) for layer in model]
-    assert most == len(model) + 1
+        for layer in model:
+            weights += [storage_of(layer.shared_weight), storage_of(layer.shared_weight.grad)]
+    assert most == 2 * len(model)

@@ -2,9 +2,11 @@ import os
 import shlex
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 
+from batchless.report.timings import machine_line
 from batchless.runs import environment
 from batchless.runs.environment import describe_environment, git_state
 
@@ -73,3 +75,15 @@ def test_a_broken_driver_and_a_missing_package_are_no_reason_to_fail(monkeypatch
     monkeypatch.setattr("torch.cuda.device_count", broken)
     assert describe_environment(seed=0)["gpu"] is None
     assert environment._version("no-such-distribution-at-all") is None
+
+
+def test_what_the_allocator_is_told_is_part_of_it(monkeypatch):
+    for name in [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_TUNABLES"))]:
+        monkeypatch.delenv(name)
+    assert describe_environment(seed=0)["allocator"] is None
+    assert machine_line(describe_environment(seed=0)).endswith(metadata.version("timm"))
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "4000000000")
+    monkeypatch.setenv("MALLOC_MMAP_MAX_", "0")
+    found = describe_environment(seed=0)
+    assert found["allocator"] == "MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=4000000000"
+    assert machine_line(found).endswith(f", {found['allocator']}")

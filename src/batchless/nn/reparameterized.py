@@ -17,14 +17,16 @@ from batchless.nn.weight_matrix import fan_in
 
 
 class KeptWeight:
-    """The tensor that holds a layer's `W_hat`, kept from one optimizer step to the next, until the next one is made.
+    """Memory of the size of a layer's `W_hat`, kept from one optimizer step to the next, until the next `W_hat` is made.
 
     Freed at each step's end it goes back to the system, which hands it out again page by page: 5 % of a step
-    (`python -m bench step`). Kept only where a gradient is wanted, so evaluation leaves nothing behind.
+    (`python -m bench step`). It is `W_hat` itself, or the gradient that took its place in memory. Kept only where a gradient
+    is wanted, so evaluation leaves nothing behind.
     """
 
     def __init__(self) -> None:
         self._leaf: Tensor | None = None
+        self._memory: Tensor | None = None
 
     def __reduce__(self) -> tuple[type["KeptWeight"], tuple[()]]:
         """Copies and pickles of a layer start without: it holds nothing that the weight does not."""
@@ -33,22 +35,27 @@ class KeptWeight:
     @property
     def empty(self) -> bool:
         """Whether nothing is kept."""
-        return self._leaf is None
+        return self._leaf is None and self._memory is None
 
     def free(self) -> None:
         """Keep nothing: the next tensor of its size then gets the same memory, which is there already."""
-        self._leaf = None
+        self._leaf = self._memory = None
 
     def keep(self, weight: Tensor) -> Tensor:
         """`weight`, which nobody else has, as a leaf that wants a gradient."""
         self._leaf = weight.requires_grad_()
         return self._leaf
 
+    def keep_memory(self, tensor: Tensor) -> None:
+        """Keep that of `tensor`, which others have too: nothing is written to it."""
+        self._leaf, self._memory = None, tensor
+
     def hold(self, weight: Tensor) -> Tensor:
         """A leaf tensor with the values of `weight`; `weight` itself, and nothing is kept, where no gradient is wanted."""
         if not weight.requires_grad:
             self.free()
             return weight
+        self._memory = None
         leaf = self._leaf
         if leaf is None or (leaf.shape, leaf.stride(), leaf.dtype, leaf.device) != (
             weight.shape,

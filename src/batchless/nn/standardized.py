@@ -67,12 +67,7 @@ def weights_shared(
             _pull_back(layer, edge)
     finally:
         for layer in layers:
-            if layer.shared_weight is not None:
-                layer.shared_weight.grad = None
-                # So that autograd refuses a backward pass after the block, whose gradient nobody would collect.
-                if layer.shared_weight.requires_grad:
-                    increment_version(layer.shared_weight)
-            layer.shared_weight = None
+            _let_go(layer)
 
 
 def parameters_of(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
@@ -95,8 +90,8 @@ def _share(layer: Reparameterized) -> Origin:
     rule = layer.row_map() if _has_plain_rows(layer) else None
     if rule is not None:
         layer.kept_weight.free()
-        origin = StandardizedRows.of(rule, weight.detach().flatten(1))
-        layer.shared_weight = layer.kept_weight.keep(origin.values.view_as(weight))
+        values, origin = StandardizedRows.of(rule, weight.detach().flatten(1))
+        layer.shared_weight = layer.kept_weight.keep(values.view_as(weight))
         return origin
     made = layer.reparameterized_weight()
     layer.shared_weight = layer.kept_weight.hold(made)
@@ -120,16 +115,29 @@ def _has_plain_rows(layer: Reparameterized) -> bool:
     )
 
 
+def _let_go(layer: Reparameterized) -> None:
+    """Let `layer` share no weight any more."""
+    if layer.shared_weight is not None:
+        layer.shared_weight.grad = None
+        # So that autograd refuses a backward pass after the block, whose gradient nobody would collect.
+        if layer.shared_weight.requires_grad:
+            increment_version(layer.shared_weight)
+    layer.shared_weight = None
+
+
 def _pull_back(layer: Reparameterized, origin: Origin) -> None:
-    shared = layer.shared_weight
-    assert shared is not None
-    gradient, shared.grad = shared.grad, None  # frees it layer by layer, not all at the end
+    assert layer.shared_weight is not None
+    gradient, layer.shared_weight.grad = layer.shared_weight.grad, None  # frees it layer by layer, not all at the end
     if origin is None or gradient is None:
         return
     if isinstance(origin, GradientEdge):
         torch.autograd.backward(origin, gradient)
         return
+    # The gradient of W comes into the memory of W_hat, which has done its part, and W_hat into that in the next step.
+    _let_go(layer)
+    layer.kept_weight.free()
     gradient = origin.pull_back(gradient.detach().contiguous().flatten(1)).view_as(layer.weight)
+    layer.kept_weight.keep_memory(gradient)
     if layer.weight.grad is None:
         layer.weight.grad = gradient
     else:

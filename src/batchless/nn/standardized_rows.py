@@ -40,31 +40,29 @@ class RowStandardization:
 
 @dataclass(frozen=True)
 class StandardizedRows:
-    """Standardized rows without autograd's graph: their values, and what their pullback needs.
+    """What the pullback of rows that were standardized without autograd's graph needs; not their values.
 
     Attributes:
-        values: R_hat `[O, I]`.
         rows: R `[O, I]`, contiguous and detached; not to be changed before the pullback.
         factor: of the map.
         mean, rstd: mean and reciprocal deviation of each row; with a factor, of rows minus their first value.
     """
 
-    values: Tensor
     rows: Tensor
     factor: float
     mean: Tensor
     rstd: Tensor
 
     @classmethod
-    def of(cls, rule: RowStandardization, rows: Tensor) -> "StandardizedRows":
-        """`rule(rows)` for rows as above; the rule's factor is a number."""
+    def of(cls, rule: RowStandardization, rows: Tensor) -> "tuple[Tensor, StandardizedRows]":
+        """`rule(rows)`, R_hat `[O, I]`, for rows as above, and its pullback; the rule's factor is a number."""
         assert not isinstance(rule.factor, Tensor)
         outputs, inputs = rows.shape
         per_row = rule._per_row(rows)
         values, mean, rstd = torch.native_group_norm(
             rows if per_row is None else from_first(rows), per_row, None, 1, outputs, inputs, outputs, rule.eps
         )
-        return cls(values, rows, rule.factor, mean, rstd)
+        return values, cls(rows, rule.factor, mean, rstd)
 
     def pull_back(self, gradient: Tensor) -> Tensor:
         """The gradient of the rows by that of the standardized ones, `[O, I]`, contiguous and detached."""

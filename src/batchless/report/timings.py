@@ -26,9 +26,10 @@ def is_bench(run: Run) -> bool:
 
 def machine_line(environment: Mapping[str, object]) -> str:
     """The machine and the versions that times depend on, in one line."""
+    allocator = environment.get("allocator")
     return (
         f"{environment.get('cpu')}, {environment.get('cores')} cores, {environment.get('torch_threads')} threads used, "
-        f"torch {environment.get('torch')}, timm {environment.get('timm')}"
+        f"torch {environment.get('torch')}, timm {environment.get('timm')}{f', {allocator}' if allocator else ''}"
     )
 
 

@@ -31,6 +31,7 @@ def describe_environment(*, seed: int) -> dict[str, object]:
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "torch_threads": torch.get_num_threads(),
+        "allocator": _allocator(),
         "torchvision": _version("torchvision"),
         "timm": _version("timm"),
         "batchless": _version("batchless"),
@@ -87,6 +88,12 @@ def _gpus() -> str | None:
     except Exception:  # a broken driver raises many things, and none of them is a reason not to train on the CPU
         return None
     return ", ".join(names) or None
+
+
+def _allocator() -> str | None:
+    """What the environment tells the C library's allocator; None for nothing: page faults can take a tenth of a step."""
+    given = {name: value for name, value in os.environ.items() if name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+    return " ".join(f"{name}={shlex.quote(value)}" for name, value in sorted(given.items())) or None
 
 
 def _version(distribution: str) -> str | None:
