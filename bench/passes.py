@@ -142,7 +142,7 @@ PASSES: dict[str, tuple[int, Pass]] = {
     "output anew: addcmul": (2, _affine),
     "sums of g and g z: native_group_norm_backward": (
         2,
-        lambda signal: _gradient_sums(signal.gradient, signal.x, signal.mean, signal.rstd),
+        lambda signal: _gradient_sums(signal.gradient_rows, signal.rows, signal.mean, signal.rstd),
     ),
     "dx: mul, addcmul_, add_": (7, _input_gradient),
     "bn forward": (

@@ -117,7 +117,7 @@ class _BatchChannelNorms(nn.Module):
     def _moved_estimates(self, step: EstimatedBatchNorm, input: Tensor) -> tuple[Tensor, Tensor]:
         """What each image is normalized by, `[N, C]` twice; the buffers take the values after the last move."""
         samples, size = normalize_samples(input), min(self.size, len(input))
-        mean, var = (value.unflatten(0, (size, -1)) for value in (samples.mean, samples.var()))  # [K, M, C]
+        mean, var = (value.unflatten(0, (size, -1)) for value in (samples.mean, samples.rstd.pow(-2)))  # [K, M, C]
         count = mean.shape[1]
         rates = _rates(size, float(step.memory), int(step.moves) if step.warmup else None, count)
         means = _moved(step.running_mean, mean.mean(0), rates)
