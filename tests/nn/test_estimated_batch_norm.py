@@ -145,7 +145,7 @@ def steps_of_layers(draw: st.DrawFn) -> list[tuple[int, list[tuple[int, ...]]]]:
 
 @given(steps_of_layers(), st.sampled_from([1, 5, torch.tensor(3)]), st.booleans())
 def test_layers_together_move_as_each_by_the_reference(drawn, images, single):
-    """Layers of other widths, with other numbers of samples and positions, one of which may be wider than the rest."""
+    """Layers of other widths, with other numbers of samples and positions, the first in float32 at times."""
     norms = [scrambled(bnn.BatchChannelNorm(channels, 1).double()) for channels, _ in drawn]
     inputs = [[torch.randn(shape, dtype=torch.float64) for shape in shapes] for _, shapes in drawn]
     if single:

@@ -21,7 +21,7 @@ _MOST_MOMENTS = 4
 """Forwards whose moments wait to be summed together."""
 
 _MANY_POSITIONS = 32
-"""Positions from which on the moments of as many forwards are small beside one's input: a quarter of it at most."""
+"""Positions from which on the moments of `_MOST_MOMENTS` forwards are at most a quarter of one's input."""
 
 
 class EstimatedBatchNorm(nn.Module):
