@@ -210,7 +210,7 @@ def rounds(engine: Engine, workplace: Workplace, state: ServerState) -> Contesta
 def gain_note(times: Times, *, seed: int = 0) -> str:
     """How much faster two workers are than one process, of how much faster two pure loops are than one on this machine.
 
-    `(one process / two workers) / (pure loop / two pure loops)` of minima and of medians, judged by its inverse, which is to
+    `(one process / two workers) / (pure loop / two pure loops)` of minima and paired, judged by its inverse, which is to
     be at most, as a time.
     """
     inverse = combined(
@@ -222,7 +222,7 @@ def gain_note(times: Times, *, seed: int = 0) -> str:
     verdict = judge(Target(of="two workers", base="two pure loops", at_most=1 / GAIN_AT_LEAST), inverse)
     return (
         f"what two workers gain over one process, of what two pure loops gain over one: {1 / inverse.minima:.3f} of minima, "
-        f"{1 / inverse.medians:.3f} ({1 / inverse.high:.3f}..{1 / inverse.low:.3f}) of medians, "
+        f"{1 / inverse.paired:.3f} ({1 / inverse.high:.3f}..{1 / inverse.low:.3f}) paired, "
         f"target >= {GAIN_AT_LEAST}: {verdict}"
     )
 

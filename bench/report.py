@@ -66,11 +66,11 @@ def _title(comparison: Comparison) -> str:
     return f"{comparison.title} ({len(comparison.times[comparison.base])} rounds)"
 
 
-_TARGETS = ("target", "of minima", "of medians", "95 %", "verdict")
+_TARGETS = ("target", "of minima", "paired", "95 %", "verdict")
 
 
 def _header(comparison: Comparison) -> tuple[str, ...]:
-    columns = ("", "min ms", "median ms", "spread", "x min", "x median", "95 %")
+    columns = ("", "min ms", "median ms", "spread", "x min", "x paired", "95 %")
     columns += ("GB/s",) if comparison.bytes_moved else ()
     columns += ("images/s",) if comparison.items else ()
     return (*columns, "saved MiB", "of base") if comparison.saved_bytes else columns
@@ -84,7 +84,7 @@ def _row(comparison: Comparison, name: str) -> tuple[str, ...]:
         row += ("1", "1", "base")
     else:
         measured = ratio(comparison.times, name, comparison.base)
-        row += (f"{measured.minima:.3f}", f"{measured.medians:.3f}", f"{measured.low:.3f}..{measured.high:.3f}")
+        row += (f"{measured.minima:.3f}", f"{measured.paired:.3f}", f"{measured.low:.3f}..{measured.high:.3f}")
     if comparison.bytes_moved:
         row += (f"{comparison.bytes_moved[name] / median / 1e9:.1f}",)
     if comparison.items:
@@ -100,7 +100,7 @@ def _target_row(comparison: Comparison, target: Target) -> tuple[str, ...]:
     return (
         f"{target.of} <= {target.at_most:.3g} x {target.base}",
         f"{measured.minima:.3f}",
-        f"{measured.medians:.3f}",
+        f"{measured.paired:.3f}",
         f"{measured.low:.3f}..{measured.high:.3f}",
         judge(target, measured),
     )

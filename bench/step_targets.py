@@ -12,7 +12,7 @@ import torchvision
 from bench.step import IMAGE_SIZE, MICRO_BATCHES, micro_batches, plans, times_of, title
 from bench.timing import Clock, Comparison
 
-REPEATS = 60
+REPEATS = 100
 
 ONE_IMAGE_REPEATS = 200
 """Where a step has one image: it is short, and its targets are near."""

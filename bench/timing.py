@@ -59,11 +59,11 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Ratio:
-    """One contestant's time over another's: of the minima, of the medians, and the latter's 95 % interval."""
+    """One contestant's time over another's: of the minima, and paired (see `ratio`)."""
 
     rounds: int
     minima: float
-    medians: float
+    paired: float
     low: float
     high: float
 
@@ -116,9 +116,10 @@ def interleave(
 
 
 def ratio(times: Times, of: str, base: str, *, resamples: int = 2000, seed: int = 0) -> Ratio:
-    """How long `of` takes relative to `base`, with a bootstrap interval of the ratio of medians.
+    """How long `of` takes relative to `base`: the median of the rounds' ratios, with its bootstrap interval.
 
-    Whole rounds are drawn again, not single times: what slows a round down slows both, and cancels.
+    Paired, since the two of one round ran shortly after each other: what slows the machine for longer than a round slows
+    both, and cancels in their ratio. In the ratio of their medians it does not: each may come from another hour.
     """
     return combined(times, (of, base), lambda above, below: above / below, resamples=resamples, seed=seed)
 
@@ -128,20 +129,21 @@ def combined(
 ) -> Ratio:
     """As `ratio`, of what `combine` makes of the times of the contestants `names`, in this order, numbers or arrays."""
     found = np.array([times[name] for name in names])
-    count = found.shape[1]
-    rounds = np.random.default_rng(seed).integers(count, size=(resamples, count))
-    low, high = np.percentile(combine(*np.median(found[:, rounds], axis=2)), [2.5, 97.5])
+    by_round = combine(*found)
+    count = len(by_round)
+    drawn = np.random.default_rng(seed).integers(count, size=(resamples, count))
+    low, high = np.percentile(np.median(by_round[drawn], axis=1), [2.5, 97.5])
     return Ratio(
         rounds=count,
         minima=float(combine(*found.min(axis=1))),
-        medians=float(combine(*np.median(found, axis=1))),
+        paired=float(np.median(by_round)),
         low=float(low),
         high=float(high),
     )
 
 
 def judge(target: Target, measured: Ratio) -> Verdict:
-    """`met` or `missed` only where minima and the whole interval of the medians agree on it, after rounds enough."""
+    """`met` or `missed` only where minima and the whole interval agree on it, after rounds enough."""
     if measured.rounds < MIN_ROUNDS:
         return "undecided"
     if max(measured.minima, measured.high) <= target.at_most:

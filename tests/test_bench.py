@@ -265,18 +265,26 @@ def test_interleave_refuses_no_repeats():
         interleave({}, repeats=0)
 
 
-def test_ratio_of_minima_and_medians():
-    times = {"slow": (2.0, 9.0, 4.0), "base": (1.0, 2.0, 8.0)}
+def test_ratio_of_minima_and_of_each_round():
+    times = {"slow": (2.0, 9.0, 4.0), "base": (1.0, 3.0, 8.0)}
     measured = ratio(times, "slow", "base")
-    assert (measured.minima, measured.medians) == (2.0, 2.0)
-    assert measured.low <= measured.medians <= measured.high
+    assert (measured.minima, measured.paired) == (2.0, 2.0)
+    assert measured.low <= measured.paired <= measured.high
     assert measured.low < measured.high
 
 
 def test_what_slows_a_round_down_cancels():
     rounds = (1.0, 1.5, 7.0, 1.1, 3.0)
     measured = ratio({"twice": tuple(2 * r for r in rounds), "base": rounds}, "twice", "base")
-    assert measured == Ratio(rounds=5, minima=2.0, medians=2.0, low=2.0, high=2.0)
+    assert measured == Ratio(rounds=5, minima=2.0, paired=2.0, low=2.0, high=2.0)
+
+
+def test_a_machine_that_slows_down_for_an_hour_does_not_widen_the_interval():
+    machine = [1.0] * 9 + [1.4] * 9  # two hours; the medians of the two may come from different ones
+    noise = (1 + 0.02 * torch.rand(2, 18, dtype=torch.float64)).tolist()
+    times = {name: tuple(m * n for m, n in zip(machine, noise[row], strict=True)) for row, name in enumerate("ab")}
+    measured = ratio(times, "a", "b")
+    assert 0.98 < measured.low <= measured.high < 1.02
 
 
 def test_the_interval_holds_the_true_ratio_and_narrows_with_the_rounds():
@@ -296,7 +304,7 @@ def test_the_interval_holds_the_true_ratio_and_narrows_with_the_rounds():
 def test_a_target_is_judged_by_minima_and_interval(minima, low, high, verdict):
     target = Target(of="a", base="b", at_most=0.5)
     for rounds, expected in ((6, verdict), (5, "undecided")):
-        measured = Ratio(rounds=rounds, minima=minima, medians=(low + high) / 2, low=low, high=high)
+        measured = Ratio(rounds=rounds, minima=minima, paired=(low + high) / 2, low=low, high=high)
         assert judge(target, measured) == expected
 
 
