@@ -1,4 +1,4 @@
-"""What a forward pass keeps for the backward pass, in bytes."""
+"""What a forward pass keeps for the backward pass, and what a run has in memory at most, in bytes."""
 
 import copy
 from collections.abc import Callable, Iterable
@@ -37,17 +37,31 @@ def saved_bytes(forward: Callable[..., object], *inputs: Any) -> int:
     """Bytes of the distinct storages that a forward pass made and that are still there for the backward pass."""
     with _NewStorages() as made:
         output = forward(*inputs)
-    alive = sum(nbytes for storage, nbytes in made.storages.values() if not storage.expired())
+    alive = made.alive()
     del output
     return alive
 
 
-class _NewStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes every storage that an operator makes; dead ones may leave their address to another."""
+def peak_bytes(run: Callable[[], object]) -> int:
+    """Bytes of the distinct storages that the operators of a run made and that were there at one time, at most."""
+    with _NewStorages(watch=True) as made:
+        run()
+    return made.most
 
-    def __init__(self) -> None:
+
+class _NewStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes every storage that an operator makes; dead ones may leave their address to another.
+
+    `alive()` is the bytes of those that are there; `most` what that was at most, if it is to `watch` after each operator.
+    """
+
+    def __init__(self, *, watch: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.storages: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.watch, self.most = watch, 0
+
+    def alive(self) -> int:
+        return sum(nbytes for storage, nbytes in self.storages.values() if not storage.expired())
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -57,4 +71,6 @@ class _NewStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor) and (storage := leaf.untyped_storage())._cdata not in taken:
                 self.storages[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        if self.watch:
+            self.most = max(self.most, self.alive())
         return result

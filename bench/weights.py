@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from batchless.nn import WSConv2d, standardize_weight, standardized
 from bench.formulas import authors_standardized, timm_standardized
+from bench.saved import peak_bytes
 from bench.timing import Clock, Comparison, Contestant, Target, Times, interleave
 
 REPEATS = 120
@@ -49,7 +50,7 @@ def comparisons(
         times=times,
         targets=TARGETS,
         bytes_moved=bytes_moved,
-        notes=(floor_note(times),),
+        notes=(floor_note(times), peak_note(weights, gradients)),
     )
 
 
@@ -58,6 +59,22 @@ def floor_note(times: Times) -> str:
     floor = _FUSED / 2 * min(times["memory copy"])
     share = floor / min(times["timm"])
     return f"floor: {_FUSED} passes at the speed of the copy's 2 are {1e3 * floor:.1f} ms, {share:.3f} of timm"
+
+
+def peak_note(weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> str:
+    """What a step has beside the weights at most; without standardization that is their gradients, once their size."""
+    layers = _layers(weights)
+
+    def step() -> None:
+        with standardized(layers):
+            for layer, gradient in zip(layers, gradients, strict=True):
+                layer.shared_weight.grad = gradient.clone()
+
+    most, size = peak_bytes(step), sum(weight.nbytes for weight in weights)
+    return (
+        f"beside the weights a step has at most {most / 1e6:.1f} MB, {most / size:.3f} of theirs: "
+        f"{most / size - 1:.3f} more than their gradients alone"
+    )
 
 
 def resnet50_weights(seed: int) -> list[Tensor]:
@@ -87,9 +104,7 @@ def forward_backward(
 
 def in_a_step(weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> Contestant:
     """What `accumulate` adds to an optimizer step: all `W_hat` at its begin, the gradients of all W at its end."""
-    layers = nn.ModuleList(WSConv2d(weight.shape[1], *weight.shape[:1], weight.shape[2:]) for weight in weights)
-    for layer, weight in zip(layers, weights, strict=True):
-        layer.weight = nn.Parameter(weight.detach())
+    layers = _layers(weights)
     gradients = [gradient.clone() for gradient in gradients]
 
     def run() -> None:
@@ -100,6 +115,13 @@ def in_a_step(weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> Contest
             layer.weight.grad = None
 
     return run
+
+
+def _layers(weights: Sequence[Tensor]) -> nn.ModuleList:
+    layers = nn.ModuleList(WSConv2d(weight.shape[1], *weight.shape[:1], weight.shape[2:]) for weight in weights)
+    for layer, weight in zip(layers, weights, strict=True):
+        layer.weight = nn.Parameter(weight.detach())
+    return layers
 
 
 @torch.no_grad()

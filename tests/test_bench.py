@@ -28,7 +28,7 @@ from bench.formulas import (
     with_layers,
 )
 from bench.report import busy_warning, comparison_lines
-from bench.saved import saved_in_step
+from bench.saved import peak_bytes, saved_in_step
 from bench.timing import Comparison, Ratio, Target, interleave, judge, ratio, spread
 
 from batchless.cli import main as batchless_main
@@ -400,6 +400,24 @@ def test_a_benchmark_that_fails_keeps_what_was_timed(monkeypatch, tmp_path):
 def test_the_floor_is_five_passes_at_the_copys_speed():
     note = weights.floor_note({"memory copy": (0.004, 0.008), "timm": (0.04, 0.05)})
     assert note.endswith("are 10.0 ms, 0.250 of timm")
+
+
+def test_a_step_has_twice_the_weights_beside_them_at_most():
+    torch.manual_seed(0)
+    made = [torch.randn(8, 4, 3, 3, requires_grad=True), torch.randn(64, 8, 3, 3, requires_grad=True)]
+    note = weights.peak_note(made, [torch.randn_like(weight) for weight in made])
+    size = sum(weight.nbytes for weight in made)
+    rows = 8 * (8 + 64)  # mean and deviation of each row
+    assert f"at most {(2 * size + rows) / 1e6:.1f} MB, {2 + rows / size:.3f} of theirs" in note
+
+
+def test_the_peak_is_what_was_there_at_one_time():
+    def run():
+        first = torch.empty(1000)
+        del first
+        return torch.empty(500) + 1  # both are there for a moment
+
+    assert peak_bytes(run) == 4000
 
 
 def test_resnet50_has_53_convolution_weights():

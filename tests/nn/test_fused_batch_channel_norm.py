@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import batchless.nn as bnn
 from batchless.nn import batch_channel_norm, fused_batch_channel_norm
-from batchless.nn.fused_batch_channel_norm import can_fuse
+from batchless.nn.fused_batch_channel_norm import can_fuse, fused_again
 from batchless.nn.normalized_samples import normalize_samples
 
 fused = fused_batch_channel_norm.fused_batch_channel_norm
@@ -230,6 +230,21 @@ def test_an_activation_may_write_over_the_output():
     for leaf, activation in zip(leaves, (nn.ReLU(inplace=True), nn.ReLU()), strict=True):
         activation(layer().eval()(leaf)).square().sum().backward()
     torch.testing.assert_close(leaves[0].grad, leaves[1].grad, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_its_output_is_made_again_to_the_same_bits(form, affine, monkeypatch):
+    x = 3 + torch.randn(2, 16, 5, 4)
+    output = layer(affine=affine)(x.requires_grad_())
+    again, before = fused_again(output), x.detach().clone()
+    assert again is not None
+    if form == "of-vectors":  # the vectors are there: what is left are passes over x
+        monkeypatch.setattr(Tensor, "mean", None)
+    with torch.no_grad():
+        assert torch.equal(again(x), output)
+    assert torch.equal(x, before)
+    assert fused_again(x) is None
+    assert fused_again(output * 2) is None
 
 
 @pytest.mark.usefixtures("form")

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # bench is run fro
 from bench.saved import saved_bytes
 
 import batchless as bl
+from batchless.surgery.replay import forward_again
 
 NORMALIZERS = ["bn", "frozen-bn", "gn", "ln", "in", "bcn", "bcn-micro", "none"]
 LEVELS = [1, 2, 3]
@@ -239,6 +240,32 @@ def test_what_is_written_over_is_not_computed_again():
     for inplace in (False, True):
         model = Overwritten(inplace)
         assert_same(state_after(bl.lean(model, 1)[0], images()), state_after(model, images()))
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_rectifier_writes_over_what_nobody_else_wants(inplace):
+    input = torch.randn(2, 8, 4, 4, requires_grad=True)
+    layer = nn.ReLU(inplace=inplace)
+    again = forward_again(layer, layer(input * 1.0), ())
+    with torch.no_grad():
+        for alone in (False, True):
+            x = input.clone()
+            found = again(x, alone)
+            assert torch.equal(found, input.relu())
+            assert (found.data_ptr() == x.data_ptr()) is alone
+    assert layer.inplace is inplace
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.SiLU, nn.LeakyReLU])
+def test_what_others_want_is_not_written_over(activation):
+    class Shared(Functional):
+        def forward(self, x):
+            y = self.norm(self.conv1(x))
+            return self.conv2(self.act(y) * y)  # the product keeps y, whose other reader is the activation
+
+    model = Shared(inplace=False)
+    model.act = activation()
+    assert_same(state_after(bl.lean(model, 1)[0], images()), state_after(model, images()))
 
 
 def test_a_changed_parameter_is_refused_as_autograd_does():

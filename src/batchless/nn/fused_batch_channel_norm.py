@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from batchless.nn.normalized_samples import NormalizedSamples
+from batchless.nn.normalized_samples import NormalizedSamples, normalize_samples
 from batchless.nn.precision import in_autocast
 
 _EXACT = (torch.float32, torch.float64)
@@ -83,6 +83,15 @@ def fused_batch_channel_norm(
     return output
 
 
+def fused_again(output: Tensor) -> Callable[[Tensor], Tensor] | None:
+    """What computes this output of `fused_batch_channel_norm` again from its input: the same passes over it, to the same bits.
+
+    The vectors are not computed again. Gains and biases are, and statistics may be, those that the call was given, not copies.
+    None for a tensor that is no such output, or that needs no gradient.
+    """
+    return getattr(output.grad_fn, "again", None)
+
+
 def _given(affine: tuple[Tensor | None, Tensor | None], size: int, like: Tensor) -> tuple[Tensor, Tensor]:
     weight, bias = affine
     return like.new_ones(size) if weight is None else weight, like.new_zeros(size) if bias is None else bias
@@ -137,15 +146,14 @@ class _Fused(torch.autograd.Function):
         offset.mul_(inverse)
         slope.mul_(inverse)
         gain = gain.view(groups, 1)
+        vectors = slope, offset, gain, bias.view(groups, 1)
+        ctx.again = functools.partial(_fused_output, vectors=vectors)
         ctx.of_batch = of_batch
         ctx.save_for_backward(
             input, samples.mean, rstd, deviation, statistics_rstd, a, offset, slope, inverse.mul_(gain)
         )
-        z = samples.normalized
-        z.mul_((slope * gain).view(-1, 1)).add_(torch.addcmul(bias.view(groups, 1), offset, gain).view(-1, 1))
         # Not view: an activation in place may write over the output, and autograd refuses that for views made in a Function.
-        output: Tensor = z.resize_(input.shape)
-        return output
+        return _over(samples.normalized, *vectors).resize_(input.shape)
 
     @staticmethod
     @_differentiable_once
@@ -208,10 +216,9 @@ class _Small(torch.autograd.Function):
         statistics: tuple[Tensor, Tensor],
         eps: float,
     ) -> Tensor:
-        ctx.eps = eps
-        grouped = input.shape[0], gain.numel(), -1
-        y = _by_statistics(input, gamma, beta, statistics, eps).view(grouped)
-        output, mean, rstd = torch.native_group_norm(y, gain, bias, *_groups_as_channels(y), eps)
+        given = gamma, beta, gain, bias, statistics, eps
+        ctx.eps, ctx.again = eps, functools.partial(_small_output, given=given)
+        output, mean, rstd = _small(input, *given)
         ctx.save_for_backward(input, gamma, beta, gain, mean, rstd, *statistics)
         return output.resize_(input.shape)  # not view: as above
 
@@ -235,6 +242,33 @@ class _Small(torch.autograd.Function):
             [ctx.needs_input_grad[0], True, True],
         )
         return input_gradient, gamma_gradient, beta_gradient, gain_gradient, bias_gradient, None, None
+
+
+def _over(z: Tensor, slope: Tensor, offset: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
+    """`gain (offset + slope z) + bias`, in the memory of z."""
+    return z.mul_((slope * gain).view(-1, 1)).add_(torch.addcmul(bias, offset, gain).view(-1, 1))
+
+
+def _fused_output(input: Tensor, vectors: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+    return _over(normalize_samples(input).normalized, *vectors).view(input.shape)
+
+
+def _small(
+    input: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    gain: Tensor,
+    bias: Tensor,
+    statistics: tuple[Tensor, Tensor],
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The output, in another shape, and means and inverse deviations of its groups."""
+    y = _by_statistics(input, gamma, beta, statistics, eps).view(input.shape[0], gain.numel(), -1)
+    return torch.native_group_norm(y, gain, bias, *_groups_as_channels(y), eps)
+
+
+def _small_output(input: Tensor, given: tuple[Any, ...]) -> Tensor:
+    return _small(input, *given)[0].view(input.shape)
 
 
 def _over_samples(values: Tensor) -> Tensor:

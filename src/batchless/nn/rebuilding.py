@@ -13,8 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Replay = Callable[[Tensor], Tensor]
-"""Computes a layer's output from its input as the forward did, without changing any state."""
+Replay = Callable[[Tensor, bool], Tensor]
+"""Computes a layer's output from its input as the forward did, without changing any state.
+
+Where it is told True nobody else wants the input, and it may write over it.
+"""
 
 _KEY = "batchless_saved"
 
@@ -93,8 +96,10 @@ class SavedTensor:
             return unpack(packed)
         assert self._replay is not None
         assert self._source is not None
+        source = self._source
+        alone = source._replay is not None and source._uses == 1
         with torch.no_grad():
-            return self._replay(self._source.take())
+            return self._replay(source.take(), alone)
 
 
 def require_version(tensor: Tensor, version: int) -> None:
@@ -182,7 +187,7 @@ class Recording:
             saved = self._add(tensor)
             source = _source_of_relu(tensor)
             if source is not None:
-                saved.compute(F.relu, source, depth=source.depth)
+                saved.compute(F.relu, source, depth=source.depth)  # its second argument: whether in place
         saved.expect()
         return saved
 

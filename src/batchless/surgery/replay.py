@@ -1,6 +1,6 @@
 """A layer's forward done again in the backward pass: the same output from the same input, and no state moved."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,9 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from batchless.nn.batch_channel_norm import BatchChannelNorm
 from batchless.nn.batch_norm import BatchNorm, FrozenBatchNorm
 from batchless.nn.estimated_batch_norm import EstimatedBatchNorm
+from batchless.nn.fused_batch_channel_norm import fused_again
 from batchless.nn.precision import in_autocast
-from batchless.nn.rebuilding import Replay, require_version
+from batchless.nn.rebuilding import require_version
 from batchless.nn.reparameterized import Reparameterized
 from batchless.nn.skip_init import SkipInit
 from batchless.surgery.recognize import (
@@ -27,8 +28,13 @@ from batchless.surgery.recognize import (
     read_convolution,
 )
 
+Run = Callable[[Tensor], Tensor]
+
 Used = tuple[Tensor, Tensor]
 """The mean and variance that an `EstimatedBatchNorm` normalized by."""
+
+_SAME_IN_PLACE = (nn.ReLU, nn.ReLU6, nn.LeakyReLU)
+"""Whose output over their input has the same bits; timm's others compute in another order there."""
 
 _STATELESS = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, FrozenBatchNorm2d, FrozenBatchNorm)
 
@@ -80,19 +86,22 @@ class ForwardAgain:
     Raises RuntimeError where a parameter or statistic it needs has been changed in place since.
     """
 
-    run: Replay
+    run: Run
     needs: tuple[tuple[Tensor, int], ...]
     autocast: torch.dtype | None
     """The type that autocast computed in; None: it was off."""
+    run_in_place: Run | None = None
+    """The same over its input, where the layer can."""
 
-    def __call__(self, input: Tensor) -> Tensor:
-        """The layer's output for `input`."""
+    def __call__(self, input: Tensor, alone: bool) -> Tensor:
+        """The layer's output for `input`, which nobody else wants if `alone`."""
         for tensor, version in self.needs:
             require_version(tensor, version)
+        run = self.run_in_place if alone and self.run_in_place is not None else self.run
         if self.autocast is None and not in_autocast(input):
-            return self.run(input)
+            return run(input)
         with torch.autocast(input.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            return self.run(input)
+            return run(input)
 
 
 def forward_again(module: nn.Module, output: Tensor, used: Sequence[Used]) -> ForwardAgain:
@@ -103,11 +112,16 @@ def forward_again(module: nn.Module, output: Tensor, used: Sequence[Used]) -> Fo
         run=run,
         needs=tuple((tensor, tensor._version) for tensor in needs),
         autocast=torch.get_autocast_dtype(output.device.type) if in_autocast(output) else None,
+        run_in_place=_in_mode(module, training=module.training, inplace=True)
+        if type(module) in _SAME_IN_PLACE
+        else None,
     )
 
 
-def _run_of(module: nn.Module, output: Tensor, used: Sequence[Used]) -> tuple[Replay, tuple[Tensor, ...]]:
+def _run_of(module: nn.Module, output: Tensor, used: Sequence[Used]) -> tuple[Run, tuple[Tensor, ...]]:
     estimates = estimates_of(module)
+    if isinstance(module, BatchChannelNorm) and (again := fused_again(output)) is not None:
+        return again, used[-1] if estimates is not None else ()
     if estimates is not None:
         return _with_estimates(module, estimates, used[-1]), used[-1]
     norm = module.batch_norm if isinstance(module, BatchChannelNorm) else module
@@ -133,7 +147,7 @@ def _kept_statistics(output: Tensor, norm: _BatchNorm | BatchNorm) -> tuple[Tens
     return (mean, rstd) if found else None
 
 
-def _with_kept_statistics(norm: _BatchNorm | BatchNorm, statistics: tuple[Tensor, Tensor]) -> Replay:
+def _with_kept_statistics(norm: _BatchNorm | BatchNorm, statistics: tuple[Tensor, Tensor]) -> Run:
     # One pass: the statistics, which take longer, are there. With variance 1 and eps 0 the kernel multiplies by `scale * 1`, in
     # training by the same product of gain and inverse deviation: the same bits.
     mean, rstd = statistics
@@ -146,7 +160,7 @@ def _with_kept_statistics(norm: _BatchNorm | BatchNorm, statistics: tuple[Tensor
     return run
 
 
-def _with_batch_statistics(module: nn.Module, norm: _BatchNorm) -> Replay:
+def _with_batch_statistics(module: nn.Module, norm: _BatchNorm) -> Run:
     # Without running statistics there are none to move.
     def run(input: Tensor) -> Tensor:
         normalized = F.batch_norm(input, None, None, norm.weight, norm.bias, True, 0.0, norm.eps)
@@ -157,7 +171,7 @@ def _with_batch_statistics(module: nn.Module, norm: _BatchNorm) -> Replay:
     return run
 
 
-def _with_own_batch_statistics(module: nn.Module, norm: BatchNorm) -> Replay:
+def _with_own_batch_statistics(module: nn.Module, norm: BatchNorm) -> Run:
     # The same forward, so that it takes the same kernels; what it tracks goes into copies.
     def run(input: Tensor) -> Tensor:
         before, buffers = norm.training, dict(norm.named_buffers())
@@ -175,7 +189,7 @@ def _with_own_batch_statistics(module: nn.Module, norm: BatchNorm) -> Replay:
     return run
 
 
-def _with_estimates(module: nn.Module, estimates: EstimatedBatchNorm, statistics: tuple[Tensor, Tensor]) -> Replay:
+def _with_estimates(module: nn.Module, estimates: EstimatedBatchNorm, statistics: tuple[Tensor, Tensor]) -> Run:
     def run(input: Tensor) -> Tensor:
         estimates.fixed = statistics
         try:
@@ -187,20 +201,19 @@ def _with_estimates(module: nn.Module, estimates: EstimatedBatchNorm, statistics
     return run
 
 
-def _in_mode(module: nn.Module, *, training: bool) -> Replay:
-    # Never in place: the input may be wanted by others too.
+def _in_mode(module: nn.Module, *, training: bool, inplace: bool = False) -> Run:
     def run(input: Tensor) -> Tensor:
         state: Any = module
-        before, inplace = module.training, getattr(module, "inplace", None)
+        before, was_inplace = module.training, getattr(module, "inplace", None)
         state.training = training
-        if inplace:
-            state.inplace = False
+        if was_inplace is not None:
+            state.inplace = inplace
         try:
             output: Tensor = module.forward(input)
         finally:
             state.training = before
-            if inplace:
-                state.inplace = inplace
+            if was_inplace is not None:
+                state.inplace = was_inplace
         return output
 
     return run
