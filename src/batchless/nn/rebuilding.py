@@ -39,13 +39,17 @@ class SavedTensor:
 
     def __init__(self, tensor: Tensor) -> None:
         # Detached: its history would tie the graph that holds it into a cycle. The version counter is shared.
-        self._kept: Tensor | None = tensor.detach()
+        self._kept: Tensor | None = tensor if tensor.grad_fn is None else tensor.detach()
         self._version = tensor._version
 
     @property
     def kept(self) -> bool:
         """Whether the tensor itself is held."""
         return self._replay is None
+
+    def same_version(self, tensor: Tensor) -> bool:
+        """Whether nobody has changed in place what was handed over."""
+        return self._version == tensor._version
 
     def keep(self, tensor: Tensor) -> None:
         """Hold `tensor`, which has this value, and compute no more."""
@@ -71,7 +75,7 @@ class SavedTensor:
     def settle(self, pack: Callable[[Tensor], Any], unpack: Callable[[Any], Tensor]) -> None:
         """Hand the tensor, if it is held and somebody will ask for it, to hooks that were there before ours."""
         if self._kept is not None and self._uses:
-            self._outer = (pack(self._kept), unpack)
+            self._outer = (pack(self._kept.detach()), unpack)
             self._kept = None
 
     def take(self) -> Tensor:
@@ -127,7 +131,7 @@ class Recording:
 
     def __init__(self) -> None:
         self._saved: list[SavedTensor] = []
-        self._leaves: dict[int, _Mark] = {}
+        self._leaves: dict[int, tuple[weakref.ref[Tensor], SavedTensor]] = {}
         self._outer = torch._C._autograd._top_saved_tensors_default_hooks(True)
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, SavedTensor.take)
 
@@ -148,15 +152,20 @@ class Recording:
 
     def find(self, tensor: Tensor) -> SavedTensor | None:
         """What is known of the value of `tensor`; None if nothing, or it was changed in place since."""
-        if tensor.grad_fn is None:
-            mark = self._leaves.get(id(tensor))
-            if mark is None or mark.tensor() is not tensor:
-                return None
-        else:
-            mark = _mark_at(tensor.grad_fn)
+        node = tensor.grad_fn
+        if node is None:
+            leaf = self._leaves.get(id(tensor))
+            found = leaf is not None and leaf[0]() is tensor and leaf[1].same_version(tensor)
+            return leaf[1] if leaf is not None and found else None
+        mark = _mark_at(node)
         if mark is None or (mark.output, mark.version) != (tensor.output_nr, tensor._version):
             return None
         return mark.saved()
+
+    def keeps(self, tensor: Tensor) -> bool:
+        """Whether who wants `tensor` would get the tensor itself, as far as is known."""
+        saved = self.find(tensor)
+        return saved is None or saved.kept
 
     def replayable(self, tensor: Tensor, replay: Replay, source: SavedTensor, *, depth: int) -> None:
         """From now on `tensor` need not be kept: it is `replay` of `source`."""
@@ -173,12 +182,12 @@ class Recording:
     def _add(self, tensor: Tensor) -> SavedTensor:
         saved = SavedTensor(tensor)
         self._saved.append(saved)
-        mark = _Mark(saved, tensor)
-        if tensor.grad_fn is None:
-            self._leaves[id(tensor)] = mark
+        node = tensor.grad_fn
+        if node is None:
+            self._leaves[id(tensor)] = weakref.ref(tensor), saved
         else:
-            metadata: Any = tensor.grad_fn.metadata  # a dict in truth; torch annotates a method
-            metadata[_KEY] = mark
+            metadata: Any = node.metadata  # a dict in truth; torch annotates a method
+            metadata[_KEY] = _Mark(saved, tensor)
         return saved
 
     def _pack(self, tensor: Tensor) -> SavedTensor:

@@ -240,7 +240,7 @@ class _Hooks:
         if source is None or (estimates is not None and not used):
             return
         depth = source.depth + is_convolution(module)
-        if depth <= _DEPTH[self.level]:
+        if depth <= _DEPTH[self.level] and recording.keeps(output):
             recording.replayable(output, forward_again(module, output, used), source, depth=depth)
 
     def after_block(self, module: nn.Module, inputs: Any, output: Any) -> None:

@@ -20,6 +20,7 @@ from batchless.nn.precision import in_autocast
 from batchless.nn.rebuilding import require_version
 from batchless.nn.reparameterized import Reparameterized
 from batchless.nn.skip_init import SkipInit
+from batchless.nn.standardized import parameters_of
 from batchless.surgery.recognize import (
     ConvolutionSource,
     is_activation,
@@ -107,7 +108,7 @@ class ForwardAgain:
 def forward_again(module: nn.Module, output: Tensor, used: Sequence[Used]) -> ForwardAgain:
     """What has just given `output`, to run again; `used` is what its estimates were used with, if it has any."""
     run, statistics = _run_of(module, output, used)
-    needs = (*module.parameters(), *statistics)
+    needs = (*parameters_of(module.modules() if module._modules else (module,)), *statistics)
     return ForwardAgain(
         run=run,
         needs=tuple((tensor, tensor._version) for tensor in needs),
