@@ -149,16 +149,17 @@ class _Fused(torch.autograd.Function):
         vectors = slope, offset, gain, bias.view(groups, 1)
         ctx.again = functools.partial(_fused_output, vectors=vectors)
         ctx.of_batch = of_batch
-        ctx.save_for_backward(
-            input, samples.mean, rstd, deviation, statistics_rstd, a, offset, slope, inverse.mul_(gain)
-        )
+        ctx.save_for_backward(input)
+        # Not saved tensors: nobody else has these, and hooks on saved tensors would be called for each.
+        ctx.vectors = samples.mean, rstd, deviation, statistics_rstd, a, offset, slope, inverse.mul_(gain)
         # Not view: an activation in place may write over the output, and autograd refuses that for views made in a Function.
         return _over(samples.normalized, *vectors).resize_(input.shape)
 
     @staticmethod
     @_differentiable_once
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        input, mean, rstd, deviation, statistics_rstd, a, offset, slope, outer = ctx.saved_tensors
+        (input,) = ctx.saved_tensors
+        mean, rstd, deviation, statistics_rstd, a, offset, slope, outer = ctx.vectors
         samples, _, width = offset.shape
         rows = (mean.numel(), input.numel() // mean.numel())
         gradient, flat = gradient.contiguous().view(rows), input.view(rows)

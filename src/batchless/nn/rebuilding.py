@@ -7,7 +7,7 @@ anyway, or that can itself be computed again, need not be kept: `SavedTensor` th
 import weakref
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -132,8 +132,8 @@ class Recording:
     def __init__(self) -> None:
         self._saved: list[SavedTensor] = []
         self._leaves: dict[int, tuple[weakref.ref[Tensor], SavedTensor]] = {}
-        self._outer = torch._C._autograd._top_saved_tensors_default_hooks(True)
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, SavedTensor.take)
+        self._outer: tuple[Any, Any] | None = torch._C._autograd._top_saved_tensors_default_hooks(True)
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack)
 
     def __enter__(self) -> "Recording":
         self._hooks.__enter__()
@@ -190,7 +190,9 @@ class Recording:
             metadata[_KEY] = _Mark(saved, tensor)
         return saved
 
-    def _pack(self, tensor: Tensor) -> SavedTensor:
+    def _pack(self, tensor: Tensor) -> "SavedTensor | _Vector":
+        if self._outer is None and tensor.dim() < 2:  # more than half of what a batch normalization saves
+            return _Vector(tensor if tensor.grad_fn is None else tensor.detach(), tensor._version)
         saved = self.find(tensor)
         if saved is None:
             saved = self._add(tensor)
@@ -199,6 +201,20 @@ class Recording:
                 saved.compute(F.relu, source, depth=source.depth)  # its second argument: whether in place
         saved.expect()
         return saved
+
+
+class _Vector(NamedTuple):
+    """A tensor that is kept: nothing is gained where it is computed again, and nobody has to find it."""
+
+    tensor: Tensor
+    version: int
+
+
+def _unpack(saved: SavedTensor | _Vector) -> Tensor:
+    if isinstance(saved, SavedTensor):
+        return saved.take()
+    require_version(saved.tensor, saved.version)
+    return saved.tensor
 
 
 def _mark_at(node: Any) -> _Mark | None:
