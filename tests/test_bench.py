@@ -17,7 +17,7 @@ from torchvision.models import resnet18
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench is run from the repository root, not installed
 
-from bench import detector, inference, loading, norms, passes, step, step_targets, weights
+from bench import detector, inference, lean_targets, loading, norms, passes, step, step_targets, weights
 from bench.__main__ import main
 from bench.formulas import (
     AuthorsBatchChannelNorm,
@@ -172,6 +172,16 @@ def test_pairs_are_judged_by_the_targets_of_the_whole_comparisons(monkeypatch):
     for pair, found in zip(pairs, whole, strict=True):
         assert pair.targets == found.targets[:1]
         assert set(pair.times) == {pair.targets[0].of, pair.targets[0].base} < set(found.times)
+
+
+def test_each_lean_level_is_held_against_the_plain_network_alone(monkeypatch):
+    monkeypatch.setattr("torchvision.models.resnet50", Small)
+    monkeypatch.setattr(lean_targets, "IMAGE_SIZE", 16)
+    asked = {"repeats": 1, "seed": 0, "clock": time.perf_counter, "on_round": lambda *_: None}
+    pairs = list(lean_targets.comparisons(**asked))
+    assert [set(pair.times) for pair in pairs] == [{"plain", "lean 1"}, {"plain", "lean 2"}] * 2
+    assert [(pair.targets[0].of, pair.targets[0].at_most) for pair in pairs] == [("lean 1", 1.05), ("lean 2", 1.15)] * 2
+    assert [pair.title.split(",")[0] for pair in pairs] == ["ResNet-50 bn"] * 2 + ["ResNet-50 bcn-micro+ws"] * 2
 
 
 def test_bytes_are_those_inside_a_step_and_leave_the_model_alone(double_images):

@@ -223,7 +223,7 @@ def _mark_at(node: Any) -> _Mark | None:
 
 
 def _source_of_relu(tensor: Tensor) -> SavedTensor | None:
-    """What a rectifier called as a function has made `tensor` of, if that can be computed again."""
+    """What a rectifier, module or function, has made `tensor` of, if that is kept beside it or can be computed again."""
     node: Any = tensor.grad_fn
     if node is None or node.name() != "ReluBackward0" or not node.next_functions:
         return None
@@ -232,7 +232,7 @@ def _source_of_relu(tensor: Tensor) -> SavedTensor | None:
     if mark is None or mark.output != output:
         return None
     input, source = mark.tensor(), mark.saved()
-    if input is None or source is None or source.kept:
+    if input is None or source is None or (source.kept and input is tensor):
         return None
     # In place the input is the output, one version on. Any other version: somebody wrote to it outside the graph.
     return source if input._version == mark.version + (input is tensor) else None

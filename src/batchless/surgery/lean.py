@@ -111,7 +111,9 @@ def lean(model: nn.Module, level: int = 1) -> tuple[nn.Module, LeanReport]:
         )
     hooks = _Hooks(level)
     for entry in report.again:
-        hooks.attach(model.get_submodule(entry.name))
+        layer = model.get_submodule(entry.name)
+        if type(layer) is not nn.ReLU:  # whose output a recording follows by itself: autograd saves it
+            hooks.attach(layer)
     if level == 3:
         for block in _blocks(model):
             block.register_forward_hook(hooks.after_block)
