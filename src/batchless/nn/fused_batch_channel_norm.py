@@ -219,7 +219,7 @@ class _Small(torch.autograd.Function):
     ) -> Tensor:
         given = gamma, beta, gain, bias, statistics, eps
         ctx.eps, ctx.again = eps, functools.partial(_small_output, given=given)
-        output, mean, rstd = _small(input, *given)
+        output, mean, rstd = _small(input, given)
         ctx.save_for_backward(input, gamma, beta, gain, mean, rstd, *statistics)
         return output.resize_(input.shape)  # not view: as above
 
@@ -254,22 +254,15 @@ def _fused_output(input: Tensor, vectors: tuple[Tensor, Tensor, Tensor, Tensor])
     return _over(normalize_samples(input).normalized, *vectors).view(input.shape)
 
 
-def _small(
-    input: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    gain: Tensor,
-    bias: Tensor,
-    statistics: tuple[Tensor, Tensor],
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _small(input: Tensor, given: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor]:
     """The output, in another shape, and means and inverse deviations of its groups."""
+    gamma, beta, gain, bias, statistics, eps = given
     y = _by_statistics(input, gamma, beta, statistics, eps).view(input.shape[0], gain.numel(), -1)
     return torch.native_group_norm(y, gain, bias, *_groups_as_channels(y), eps)
 
 
 def _small_output(input: Tensor, given: tuple[Any, ...]) -> Tensor:
-    return _small(input, *given)[0].view(input.shape)
+    return _small(input, given)[0].view(input.shape)
 
 
 def _over_samples(values: Tensor) -> Tensor:

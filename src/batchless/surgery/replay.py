@@ -34,8 +34,8 @@ Run = Callable[[Tensor], Tensor]
 Used = tuple[Tensor, Tensor]
 """The mean and variance that an `EstimatedBatchNorm` normalized by."""
 
-_SAME_IN_PLACE = (nn.ReLU, nn.ReLU6, nn.LeakyReLU)
-"""Whose output over their input has the same bits; timm's others compute in another order there."""
+_SAME_IN_PLACE = (nn.ReLU6, nn.LeakyReLU)
+"""Whose output over their input has the same bits; timm's others compute in another order there. `nn.ReLU` needs no hooks."""
 
 _STATELESS = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, FrozenBatchNorm2d, FrozenBatchNorm)
 
