@@ -48,7 +48,7 @@ class SavedTensor:
         return self._replay is None
 
     def same_version(self, tensor: Tensor) -> bool:
-        """Whether nobody has changed in place what was handed over."""
+        """Whether `tensor`, which this was made of, has not been changed in place since."""
         return self._version == tensor._version
 
     def keep(self, tensor: Tensor) -> None:
@@ -155,8 +155,9 @@ class Recording:
         node = tensor.grad_fn
         if node is None:
             leaf = self._leaves.get(id(tensor))
-            found = leaf is not None and leaf[0]() is tensor and leaf[1].same_version(tensor)
-            return leaf[1] if leaf is not None and found else None
+            if leaf is None or leaf[0]() is not tensor or not leaf[1].same_version(tensor):
+                return None
+            return leaf[1]
         mark = _mark_at(node)
         if mark is None or (mark.output, mark.version) != (tensor.output_nr, tensor._version):
             return None
